@@ -1,0 +1,1 @@
+"""The floor that training, search and serving stand on. Imports none of them."""

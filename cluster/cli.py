@@ -1,0 +1,86 @@
+"""What every command shares: exit codes, tables, and the JSON line."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.errors import RaybridgeError
+
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="End standard output with one line of JSON: the result."),
+]
+
+
+class Output:
+    """Where a command speaks.
+
+    For people everything goes to standard output. With ``--json`` it goes to standard error, and
+    standard output carries one JSON object on its last line.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print one line of plain text."""
+        self.console.print(text, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Print a table; numbers should come formatted."""
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for column in columns:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        self.console.print(table)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """Print the JSON line, if it was asked for."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value) + "\n")
+            sys.stdout.flush()
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A command group with the settings that all of ours share."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def main(app: typer.Typer, program: str) -> NoReturn:
+    """Run a command group; errors raised on purpose become one line and their exit code."""
+    as_json = "--json" in sys.argv
+    try:
+        app(prog_name=program)
+    except RaybridgeError as error:
+        message = " ".join(str(error).split())
+        sys.stderr.write(f"error: {message}\n")
+        if as_json:
+            print(json.dumps({"error": message, "exit_code": error.exit_code}))  # noqa: T201
+        _leave(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        _leave(130)
+    except BrokenPipeError:
+        # The reader went away, as `head` does. Keep the interpreter from flushing into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(0)
+    raise AssertionError("typer always exits")
+
+
+def _leave(code: int) -> NoReturn:
+    sys.exit(code)

@@ -1,0 +1,144 @@
+"""Frozen configuration models, and the three ways a user changes one: recipe, file, override."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """An immutable value with named, typed fields; unknown fields are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def decode(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Validate ``values``.
+
+        Args:
+            values: nested mapping, as TOML or JSON gives it.
+            where: what the values came from, for the message.
+
+        Raises:
+            ConfigError: names the field, the value, and what is allowed.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {explain(cls, error)}") from None
+
+    def with_changes(self, changes: Mapping[str, Any], where: str) -> Self:
+        """A copy in which nested ``changes`` replace the fields they name."""
+        return self.decode(_merge(self.model_dump(), changes), where)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a TOML or JSON file into a nested mapping.
+
+    Raises:
+        ConfigError: the file is missing or does not parse.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected a table of fields")
+    return values
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["optim.lr=0.1", "model.name=net"]`` into a nested mapping.
+
+    A value is read as TOML (numbers, booleans, quoted strings, arrays); ``none`` clears a field;
+    anything else is a plain string.
+
+    Raises:
+        ConfigError: a pair has no ``=``.
+    """
+    nested: dict[str, Any] = {}
+    for pair in pairs:
+        path, separator, raw = pair.partition("=")
+        if not separator or not path.strip():
+            raise ConfigError(f"--set {pair}: expected path=value, such as optim.lr=0.1")
+        level = nested
+        *parents, leaf = path.strip().split(".")
+        for parent in parents:
+            child = level.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {pair}: {parent} was already given a value")
+            level = child
+        level[leaf] = _parse_value(raw.strip())
+    return nested
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> str:
+    """The first problem of a validation error as one line: field, value, what is allowed."""
+    problems = error.errors()
+    first = problems[0]
+    location = [str(part) for part in first["loc"]]
+    path = ".".join(location) or model.__name__
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(model, location[:-1])
+        allowed = sorted(owner.model_fields) if owner else []
+        near = difflib.get_close_matches(location[-1], allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        line = f"no field {path}; {hint}allowed: {', '.join(allowed)}"
+    elif first["type"] == "missing":
+        line = f"{path} is required"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        line = f"{path}={first['input']!r}: {message[:1].lower()}{message[1:]}"
+    more = len(problems) - 1
+    return f"{line} (and {more} more)" if more else line
+
+
+def _parse_value(raw: str) -> Any:
+    if raw.lower() in {"none", "null"}:
+        return None
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        current = merged.get(key)
+        both = isinstance(current, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(current, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    """The nested model that a location leads to; union tags in the location are passed over."""
+    current: type[BaseModel] | None = model
+    for part in location:
+        field = current.model_fields.get(part) if current else None
+        if field is None:
+            continue
+        current = _model_of(field.annotation)
+    return current
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, Literal, None):
+        for option in get_args(annotation):
+            found = _model_of(option)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,337 @@
+"""MLflow as run tracker and model registry, behind the few calls that we make.
+
+MLflow is slow to import (about two seconds), so it is imported when a :class:`Tracking` is made:
+drivers pay for it, workers and replicas never do.
+"""
+
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.bundle import Bundle
+from cluster.errors import NotFoundError, RaybridgeError, UserError
+from cluster.settings import Settings
+from cluster.store import Store, check_name, publishing
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
+    from mlflow.tracking import MlflowClient
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+EXPERIMENT = "raybridge"
+_DIGEST_TAG = "raybridge.bundle_digest"
+_RUN_TAG = "raybridge.run"
+_REFERENCE = re.compile(r"(?P<name>[^@:]+)(@(?P<alias>[^@:]+)|:(?P<version>\d+))?")
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version of a model."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    digest: str
+    """Digest of its bundle."""
+    run: str
+    metrics: dict[str, float]
+    created_ms: int
+
+    @property
+    def reference(self) -> str:
+        """``NAME:VERSION``."""
+        return f"{self.name}:{self.version}"
+
+
+class Tracking:
+    """A connection to MLflow.
+
+    Raises:
+        UserError: the tracking server does not answer.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store = Store(settings.store)
+        local = settings.tracking_uri.startswith("sqlite:///")
+        if local:
+            self._store.ensure_writable()
+        # A missing git binary or an unreachable host must cost seconds and one line.
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            # Deprecations inside MLflow and what it imports; none is ours to act on.
+            warnings.simplefilter("ignore")
+            from mlflow.exceptions import MlflowException
+            from mlflow.tracking import MlflowClient
+
+            self._error = MlflowException
+            self._client: MlflowClient = MlflowClient(
+                settings.tracking_uri, registry_uri=settings.tracking_uri
+            )
+            try:
+                self._experiment = self._experiment_id(local)
+            except MlflowException as error:
+                raise UserError(
+                    f"MLflow at {settings.tracking_uri} does not answer: {_first_line(error)}; "
+                    "check MLFLOW_TRACKING_URI"
+                ) from None
+
+    def _experiment_id(self, local: bool) -> str:
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return str(found.experiment_id)
+        location = (self._settings.store / "mlartifacts").as_uri() if local else None
+        try:
+            return str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
+        except self._error:
+            # Another process made it between the two calls.
+            found = self._client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def start_run(self, run: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "RunLog":
+        """Begin the MLflow run that records the run named ``run``."""
+        entity = self._client.create_run(
+            self._experiment, run_name=run, tags={_RUN_TAG: run, **tags}
+        )
+        log = RunLog(self._client, entity.info.run_id)
+        log.params(params)
+        return log
+
+    def resume_run(self, run_id: str) -> "RunLog":
+        """Go on with an MLflow run."""
+        self._client.update_run(run_id, status="RUNNING")
+        return RunLog(self._client, run_id)
+
+    def register(
+        self,
+        name: str,
+        bundle: Bundle,
+        *,
+        run_id: str | None,
+        aliases: Sequence[str] = (),
+    ) -> ModelVersion:
+        """Make ``bundle`` a new version of model ``name``.
+
+        Registering the same bundle again returns the version it has. The first version of a model
+        becomes its champion.
+
+        Raises:
+            RaybridgeError: MLflow refused.
+        """
+        check_name("model", name)
+        try:
+            known = self._versions(name) if self._has_model(name) else []
+            for version in known:
+                if version.digest == bundle.digest:
+                    return self._with_aliases(version, aliases)
+            if not self._has_model(name):
+                self._client.create_registered_model(name)
+            if run_id is None:
+                run_id = self._client.create_run(
+                    self._experiment, run_name=bundle.manifest.lineage.run
+                ).info.run_id
+                self._client.set_terminated(run_id)
+            self._client.log_artifacts(run_id, str(bundle.path), artifact_path="bundle")
+            root = self._client.get_run(run_id).info.artifact_uri
+            tags = {_DIGEST_TAG: bundle.digest, _RUN_TAG: bundle.manifest.lineage.run}
+            for metric, value in bundle.manifest.metrics.items():
+                tags[f"raybridge.metric.{metric}"] = repr(value)
+            entity = self._client.create_model_version(
+                name, source=f"{root}/bundle", run_id=run_id, tags=tags
+            )
+            made = self._client.get_model_version(name, entity.version)
+        except self._error as error:
+            raise RaybridgeError(f"MLflow refused model {name!r}: {_first_line(error)}") from None
+        chosen = tuple(aliases) or ((CHAMPION,) if not known else ())
+        return self._with_aliases(_to_version(made), chosen)
+
+    def set_alias(self, version: ModelVersion, alias: str) -> ModelVersion:
+        """Point an alias at a version."""
+        return self._with_aliases(version, (alias,))
+
+    def resolve(self, reference: str) -> ModelVersion:
+        """Find ``MODEL``, ``MODEL@ALIAS`` or ``MODEL:VERSION``; a bare name is its champion.
+
+        Raises:
+            UserError: the reference is not of that form.
+            NotFoundError: no such model, alias or version.
+        """
+        match = _REFERENCE.fullmatch(reference)
+        if match is None:
+            raise UserError(f"model {reference!r}: expected MODEL, MODEL@ALIAS or MODEL:VERSION")
+        name = check_name("model", match["name"])
+        if not self._has_model(name):
+            known = ", ".join(model for model, _ in self.models()) or "none yet"
+            raise NotFoundError(f"no model {name!r} in the registry; there are: {known}")
+        alias = match["alias"] or (None if match["version"] else CHAMPION)
+        try:
+            if alias is not None:
+                found = self._client.get_model_version_by_alias(name, alias)
+            else:
+                found = self._client.get_model_version(name, match["version"])
+        except self._error:
+            listed = ", ".join(
+                f"{version.version}" + "".join(f" @{alias}" for alias in version.aliases)
+                for version in self._versions(name)
+            )
+            wanted = f"alias @{alias}" if alias else f"version {match['version']}"
+            raise NotFoundError(f"model {name!r} has no {wanted}; versions: {listed}") from None
+        return _to_version(self._client.get_model_version(name, found.version))
+
+    def fetch_bundle(self, version: ModelVersion) -> Bundle:
+        """The verified bundle of a version, copied once into the store's cache, by digest.
+
+        Raises:
+            RaybridgeError: its files cannot be had.
+            BundleError: they are damaged or are not the ones that were registered.
+        """
+        target = self._store.bundle_cache / version.digest
+        if not target.exists():
+            from mlflow.artifacts import download_artifacts
+
+            source = self._client.get_model_version_download_uri(
+                version.name, str(version.version)
+            )
+            try:
+                with publishing(target) as draft:
+                    got = Path(
+                        download_artifacts(
+                            artifact_uri=source,
+                            dst_path=str(draft),
+                            tracking_uri=self._settings.tracking_uri,
+                        )
+                    )
+                    if got != draft:
+                        for file in got.iterdir():
+                            shutil.move(str(file), draft / file.name)
+                        got.rmdir()
+            except FileExistsError:
+                pass  # Another process fetched it meanwhile; it is verified below like ours.
+            except (self._error, OSError) as error:
+                raise RaybridgeError(
+                    f"the bundle of {version.reference} cannot be had from {source}: "
+                    f"{_first_line(error)}"
+                ) from None
+        bundle = Bundle.open(target)
+        if bundle.digest != version.digest:
+            shutil.rmtree(target, ignore_errors=True)
+            raise RaybridgeError(
+                f"the bundle of {version.reference} is not the one that was registered"
+            )
+        return bundle
+
+    def models(self) -> list[tuple[str, list[ModelVersion]]]:
+        """Every model with its versions, newest first."""
+        found = self._client.search_registered_models(max_results=1000)
+        return [(model.name, self._versions(model.name)) for model in found]
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """The versions of one model, newest first.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        if not self._has_model(name):
+            raise NotFoundError(f"no model {name!r} in the registry")
+        return self._versions(name)
+
+    def _versions(self, name: str) -> list[ModelVersion]:
+        # Search does not fill in aliases; the registered model does.
+        aliases: dict[str, list[str]] = {}
+        for alias, number in self._client.get_registered_model(name).aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        found = self._client.search_model_versions(f"name='{name}'", max_results=10_000)
+        versions = [_to_version(entity, aliases.get(str(entity.version), ())) for entity in found]
+        return sorted(versions, key=lambda version: version.version, reverse=True)
+
+    def _has_model(self, name: str) -> bool:
+        try:
+            self._client.get_registered_model(name)
+        except self._error:
+            return False
+        return True
+
+    def _with_aliases(self, version: ModelVersion, aliases: Sequence[str]) -> ModelVersion:
+        for alias in aliases:
+            self._client.set_registered_model_alias(version.name, alias, str(version.version))
+        entity = self._client.get_model_version(version.name, str(version.version))
+        return _to_version(entity)
+
+
+@dataclass
+class RunLog:
+    """Writes to one MLflow run. A write that fails is counted, and training goes on."""
+
+    client: "MlflowClient"
+    run_id: str
+    failures: int = 0
+    last_failure: str = field(default="")
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)[:6000]) for key, value in params.items()]
+        self._try(lambda: self.client.log_batch(self.run_id, params=entries))
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metric values at a step."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        entries = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+        self._try(lambda: self.client.log_batch(self.run_id, metrics=entries))
+
+    def artifact(self, path: Path) -> None:
+        """Log one file."""
+        self._try(lambda: self.client.log_artifact(self.run_id, str(path)))
+
+    def finish(self, status: str) -> None:
+        """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        self._try(lambda: self.client.set_terminated(self.run_id, status))
+
+    def _try(self, write: Any) -> None:
+        try:
+            write()
+        except Exception as error:  # noqa: BLE001 - a tracking server must not end a training run
+            self.failures += 1
+            self.last_failure = _first_line(error)
+
+
+def _to_version(
+    entity: "MlflowModelVersion", aliases: Sequence[str] | None = None
+) -> ModelVersion:
+    tags: Mapping[str, str] = entity.tags
+    prefix = "raybridge.metric."
+    return ModelVersion(
+        name=entity.name,
+        version=int(entity.version),
+        aliases=tuple(sorted(entity.aliases if aliases is None else aliases)),
+        digest=tags.get(_DIGEST_TAG, ""),
+        run=tags.get(_RUN_TAG, ""),
+        metrics={
+            key.removeprefix(prefix): float(value)
+            for key, value in tags.items()
+            if key.startswith(prefix)
+        },
+        created_ms=int(entity.creation_timestamp or 0),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
