@@ -38,7 +38,17 @@ REQUIRED_FILES = (MODEL_FILE, WEIGHTS_FILE, GOLDEN_FILE, REFERENCE_FILE)
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
-_PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth", ".pt2", ".bin", ".joblib", ".npy", ".npz"}
+_PICKLE_SUFFIXES = {
+    ".pkl",
+    ".pickle",
+    ".pt",
+    ".pth",
+    ".pt2",
+    ".bin",
+    ".joblib",
+    ".npy",
+    ".npz",
+}
 # A pickle of protocol 2 or later, and the zip archive that torch.save writes.
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
@@ -84,7 +94,7 @@ class Parity(Frozen):
 class Manifest(Frozen):
     """What ``manifest.json`` holds."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str
     created_at: str
     image: ImageSpec

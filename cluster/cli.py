@@ -56,7 +56,7 @@ def new_app(help_text: str) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
+        rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
@@ -70,7 +70,7 @@ def main(app: typer.Typer, program: str) -> NoReturn:
         message = " ".join(str(error).split())
         sys.stderr.write(f"error: {message}\n")
         if as_json:
-            print(json.dumps({"error": message, "exit_code": error.exit_code}))  # noqa: T201
+            sys.stdout.write(json.dumps({"error": message, "exit_code": error.exit_code}) + "\n")
         _leave(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,7 +16,10 @@ class Frozen(BaseModel):
     """An immutable value with named, typed fields; unknown fields are refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
     )
 
     @classmethod
@@ -88,10 +91,13 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     problems = error.errors()
     first = problems[0]
     location = [str(part) for part in first["loc"]]
-    path = ".".join(location) or model.__name__
+    names, owners = _follow(
+        model, location[:-1] if first["type"] == "extra_forbidden" else location
+    )
+    path = ".".join(names) or model.__name__
     if first["type"] == "extra_forbidden":
-        owner = _model_at(model, location[:-1])
-        allowed = sorted(owner.model_fields) if owner else []
+        path = ".".join([*names, location[-1]])
+        allowed = sorted({name for owner in owners for name in owner.model_fields})
         near = difflib.get_close_matches(location[-1], allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         line = f"no field {path}; {hint}allowed: {', '.join(allowed)}"
@@ -114,7 +120,10 @@ def _parse_value(raw: str) -> Any:
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+    # A part with a name is a choice (model.name, optim.name): another name begins from that
+    # choice's own defaults, since the old one's fields mean nothing to it.
+    renamed = "name" in base and changes.get("name", base["name"]) != base["name"]
+    merged: dict[str, Any] = {} if renamed else dict(base)
     for key, value in changes.items():
         current = merged.get(key)
         both = isinstance(current, Mapping) and isinstance(value, Mapping)
@@ -122,23 +131,34 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
-    """The nested model that a location leads to; union tags in the location are passed over."""
-    current: type[BaseModel] | None = model
+def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Follow an error's location.
+
+    Returns:
+        The names that a user writes, without the tags of unions that pydantic puts between them,
+        and the models that may stand at the end.
+    """
+    names: list[str] = []
+    options = [model]
     for part in location:
-        field = current.model_fields.get(part) if current else None
-        if field is None:
+        chosen = [option for option in options if len(options) > 1 and _has_tag(option, part)]
+        if chosen:
+            options = chosen
             continue
-        current = _model_of(field.annotation)
-    return current
+        names.append(part)
+        found = [option.model_fields[part] for option in options if part in option.model_fields]
+        options = _models_in(found[0].annotation) if found else []
+    return names, options
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    return tag == model.__name__ or any(
+        get_origin(field.annotation) is Literal and tag in get_args(field.annotation)
+        for field in model.model_fields.values()
+    )
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, Literal, None):
-        for option in get_args(annotation):
-            found = _model_of(option)
-            if found is not None:
-                return found
-    return None
+        return [annotation]
+    return [model for option in get_args(annotation) for model in _models_in(option)]

@@ -1,13 +1,13 @@
 """A data set: uncompressed Arrow IPC files that every worker maps instead of reading.
 
-Images are one fixed-size list of bytes each, in a single record batch a split, so that a whole split
-is one contiguous array in the page cache: memory grows neither with the data nor with the number of
-workers on a host.
+Images are one fixed-size list of bytes each, in a single record batch a split, so that a whole
+split is one contiguous array in the page cache: memory grows neither with the data nor with the
+number of workers on a host.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,14 +42,12 @@ class SplitInfo(Frozen):
     class_counts: tuple[int, ...]
     sha256: str
     """Of the file: detects damage."""
-    content_sha256: str
-    """Of pixels and labels: the same whatever wrote the file."""
 
 
 class DatasetMeta(Frozen):
     """What ``meta.json`` holds."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str
     version: int
     source: str
@@ -60,7 +58,7 @@ class DatasetMeta(Frozen):
     splits: dict[SplitName, SplitInfo]
     seed: int
     digest: str
-    """sha256 over the image specification, the class names and every split's content."""
+    """:func:`content_digest` of the splits."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,9 @@ def write_split(
     rows = len(labels)
     row_bytes = int(np.prod(images.shape[1:]))
     flat = pa.Array.from_buffers(
-        pa.uint8(), rows * row_bytes, [None, pa.py_buffer(np.ascontiguousarray(images).reshape(-1))]
+        pa.uint8(),
+        rows * row_bytes,
+        [None, pa.py_buffer(np.ascontiguousarray(images).reshape(-1))],
     )
     batch = pa.record_batch(
         {
@@ -203,30 +203,34 @@ def write_split(
         }
     )
     file = folder / f"{name}.arrow"
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+    with (
+        pa.OSFile(str(file), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
         writer.write_batch(batch)
     counts = np.bincount(labels, minlength=num_classes)
-    content = hashlib.sha256(np.ascontiguousarray(images).reshape(-1).data)
-    content.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return SplitInfo(
         file=file.name,
         rows=rows,
         class_counts=tuple(int(count) for count in counts),
         sha256=file_sha256(file),
-        content_sha256=content.hexdigest(),
     )
 
 
-def dataset_digest(
-    image: ImageSpec, class_names: tuple[str, ...], splits: dict[SplitName, SplitInfo]
+def content_digest(
+    image: ImageSpec, class_names: tuple[str, ...], splits: Mapping[SplitName, Split]
 ) -> str:
-    """sha256 that names the content: what is trained on, whatever the data set is called."""
-    content = {
-        "image": image.model_dump(),
-        "class_names": class_names,
-        "splits": {name: info.content_sha256 for name, info in sorted(splits.items())},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """sha256 over pixels, labels, class names and image specification.
+
+    It names what is trained on: whatever the data set is called, whatever wrote its files.
+    """
+    header = {"image": image.model_dump(), "class_names": class_names}
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(splits):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(splits[name].images).reshape(-1).data)
+        digest.update(np.ascontiguousarray(splits[name].labels, dtype="<i8").data)
+    return digest.hexdigest()
 
 
 def write_meta(folder: Path, meta: DatasetMeta) -> None:

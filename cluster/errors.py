@@ -2,7 +2,7 @@
 
     RaybridgeError              1   something of ours failed while it worked
     |-- TrainingError           1   a run died and did not recover
-    |-- ServingError            1   an application did not come up, or a server answered with a failure
+    |-- ServingError            1   an application did not come up, or a server failed
     `-- UserError               2   the caller can put it right; the message says how
         |-- ConfigError             a field, a recipe, an override
         |-- DataError               a data set or an image

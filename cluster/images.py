@@ -1,4 +1,4 @@
-"""One decoder for ingest and HTTP, so that a served image is prepared as the training images were."""
+"""One decoder for ingest and HTTP: a served image is prepared as the training images were."""
 
 import io
 import warnings
@@ -44,7 +44,11 @@ class ImageSpec(Frozen):
 
 
 def decode_image(
-    data: bytes, spec: ImageSpec, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    spec: ImageSpec,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
 ) -> npt.NDArray[np.uint8]:
     """Decode an encoded image to what a person would see, at the size that a model takes.
 

@@ -1,5 +1,6 @@
 """Inference sessions over a bundle. Training checks parity with the very code that serves."""
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
@@ -64,7 +65,10 @@ class OpenVinoSession:
         return logits
 
 
-SESSIONS = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}
+SESSIONS: dict[Engine, Callable[[bytes, int], Session]] = {
+    "onnxruntime": OnnxRuntimeSession,
+    "openvino": OpenVinoSession,
+}
 
 
 def open_session(
@@ -79,7 +83,7 @@ def open_session(
     model = bundle.model_bytes
     _refuse_external_data(bundle, model)
     try:
-        session: Session = SESSIONS[engine](model, num_threads)
+        session = SESSIONS[engine](model, num_threads)
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001 - engines raise their own kinds on a bad graph

@@ -1,10 +1,10 @@
 """The store: one root folder, and the rule that nothing half-written is ever visible in it.
 
-    datasets/NAME/VERSION/     Arrow files, meta.json, contact-sheet.png
-    runs/RUN/                  config.json, events.jsonl, checkpoints/, report.html, bundle/
-    serving/MODEL.json         what is served: generation, versions, shares
-    cache/bundles/DIGEST/      bundles fetched from the registry
-    mlflow.db, mlartifacts/    tracking and registry, when no server is named
+datasets/NAME/VERSION/     Arrow files, meta.json, contact-sheet.png
+runs/RUN/                  config.json, events.jsonl, checkpoints/, report.html, bundle/
+serving/MODEL.json         what is served: generation, versions, shares
+cache/bundles/DIGEST/      bundles fetched from the registry
+mlflow.db, mlartifacts/    tracking and registry, when no server is named
 """
 
 import contextlib

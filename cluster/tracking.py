@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from cluster.bundle import Bundle
 from cluster.errors import NotFoundError, RaybridgeError, UserError
 from cluster.settings import Settings
-from cluster.store import Store, check_name, publishing
+from cluster.store import NAME_PATTERN, Store, check_name, publishing
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
     from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -48,6 +49,28 @@ class ModelVersion:
     def reference(self) -> str:
         """``NAME:VERSION``."""
         return f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run."""
+
+    run_id: str
+    """MLflow's."""
+    name: str
+    status: str
+    """``RUNNING``, ``FINISHED``, ``FAILED``, ``KILLED`` or ``SCHEDULED``."""
+    started_ms: int
+    ended_ms: int | None
+    metrics: dict[str, float]
+    """The last value of each."""
+    params: dict[str, str]
+    tags: dict[str, str]
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, if it has ended."""
+        return None if self.ended_ms is None else (self.ended_ms - self.started_ms) / 1000
 
 
 class Tracking:
@@ -202,9 +225,7 @@ class Tracking:
         if not target.exists():
             from mlflow.artifacts import download_artifacts
 
-            source = self._client.get_model_version_download_uri(
-                version.name, str(version.version)
-            )
+            source = self._client.get_model_version_download_uri(version.name, str(version.version))
             try:
                 with publishing(target) as draft:
                     got = Path(
@@ -232,6 +253,34 @@ class Tracking:
                 f"the bundle of {version.reference} is not the one that was registered"
             )
         return bundle
+
+    def runs(self, *, limit: int = 50) -> list[Run]:
+        """The runs of our experiment, newest first."""
+        found = self._client.search_runs(
+            [self._experiment], order_by=["attributes.start_time DESC"], max_results=limit
+        )
+        return [_to_run(entity) for entity in found]
+
+    def run(self, name: str) -> Run:
+        """The newest run of that name, or the one with that MLflow id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        if NAME_PATTERN.fullmatch(name):
+            found = self._client.search_runs(
+                [self._experiment],
+                filter_string=f"attributes.run_name = '{name}'",
+                order_by=["attributes.start_time DESC"],
+                max_results=1,
+            )
+            if found:
+                return _to_run(found[0])
+        try:
+            return _to_run(self._client.get_run(name))
+        except self._error:
+            known = ", ".join(run.name for run in self.runs(limit=5)) or "none yet"
+            raise NotFoundError(f"no run {name!r} is recorded; the newest: {known}") from None
 
     def models(self) -> list[tuple[str, list[ModelVersion]]]:
         """Every model with its versions, newest first."""
@@ -313,9 +362,21 @@ class RunLog:
             self.last_failure = _first_line(error)
 
 
-def _to_version(
-    entity: "MlflowModelVersion", aliases: Sequence[str] | None = None
-) -> ModelVersion:
+def _to_run(entity: "MlflowRun") -> Run:
+    info = entity.info
+    return Run(
+        run_id=info.run_id,
+        name=info.run_name or info.run_id,
+        status=info.status,
+        started_ms=int(info.start_time or 0),
+        ended_ms=int(info.end_time) if info.end_time else None,
+        metrics=dict(entity.data.metrics),
+        params=dict(entity.data.params),
+        tags={key: value for key, value in entity.data.tags.items() if "mlflow." not in key},
+    )
+
+
+def _to_version(entity: "MlflowModelVersion", aliases: Sequence[str] | None = None) -> ModelVersion:
     tags: Mapping[str, str] = entity.tags
     prefix = "raybridge.metric."
     return ModelVersion(

@@ -1,0 +1,240 @@
+"""A cluster on this machine that outlives the command: ``python -m cluster up`` and ``down``."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.errors import RaybridgeError, ResourceError
+from cluster.session import LOOPBACK, ensure_token, find_address, recorded_address
+from cluster.settings import Settings
+from cluster.store import Store, write_json_atomic
+
+DEFAULT_PORT = 6379
+DEFAULT_DASHBOARD_PORT = 8265
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class ClusterInfo:
+    """A cluster that answers."""
+
+    address: str
+    """``host:port``."""
+    dashboard_url: str | None
+    """Known only of a cluster that :func:`up` started."""
+    pid: int | None
+    """Process of ``ray start``, if :func:`up` started it."""
+    started: bool
+    """Whether this call started it."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What ``up`` leaves in the store for ``down``."""
+
+    pid: int
+    create_time: float
+    """Together with the pid it names a process: pids are used again."""
+    address: str
+    dashboard_url: str
+
+
+def up(
+    settings: Settings,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    port: int = DEFAULT_PORT,
+    dashboard_port: int = DEFAULT_DASHBOARD_PORT,
+) -> ClusterInfo:
+    """Start a Ray head on the loopback interface that goes on after this process.
+
+    If a cluster answers already, whoever started it, nothing is started.
+
+    The head asks for Ray's token, which is made if this user has none, unless ``RAY_AUTH_MODE``
+    says otherwise: on a machine with other users an open cluster runs anybody's code as you.
+
+    Args:
+        settings: its store keeps the record by which :func:`down` finds the process.
+        num_cpus: logical CPUs, by default those of the machine.
+        num_gpus: GPUs, by default those of the machine.
+        port: of the control store.
+        dashboard_port: of the dashboard, which takes jobs.
+
+    Raises:
+        ResourceError: a port is taken.
+        RaybridgeError: Ray does not come up; the message names its log.
+    """
+    record = _read_record(settings)
+    address = find_address()
+    if address is not None:
+        ours = record is not None and record.address == address
+        return ClusterInfo(
+            address=address,
+            dashboard_url=record.dashboard_url if record and ours else None,
+            pid=record.pid if record and ours else None,
+            started=False,
+        )
+    if record is not None:
+        down(settings)  # It runs and does not answer.
+    Store(settings.store).ensure_writable()
+    for name, number in (("port", port), ("dashboard port", dashboard_port)):
+        if not _is_free(number):
+            raise ResourceError(f"{name} {number} is taken by another program; name another one")
+    log_file = _record_file(settings).with_suffix(".log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *("--node-ip-address", LOOPBACK, "--port", str(port)),
+        *("--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard_port)),
+        # Their defaults are fixed ports, which a second cluster on the machine could not have.
+        *("--dashboard-agent-listen-port", str(_free_port())),
+        *("--ray-client-server-port", str(_free_port())),
+        "--disable-usage-stats",
+    ]
+    if num_cpus is not None:
+        command += ["--num-cpus", str(num_cpus)]
+    if num_gpus is not None:
+        command += ["--num-gpus", str(num_gpus)]
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            env=_head_environment(settings),
+            cwd=settings.store,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    record = _Record(
+        pid=process.pid,
+        create_time=psutil.Process(process.pid).create_time(),
+        address=f"{LOOPBACK}:{port}",
+        dashboard_url=f"http://{LOOPBACK}:{dashboard_port}",
+    )
+    write_json_atomic(_record_file(settings), asdict(record))
+    try:
+        _wait_until_it_answers(process, record, log_file)
+    except BaseException:
+        down(settings)
+        raise
+    return ClusterInfo(record.address, record.dashboard_url, record.pid, started=True)
+
+
+def down(settings: Settings) -> ClusterInfo | None:
+    """Stop the cluster that :func:`up` started, and no other.
+
+    Returns:
+        What was stopped, or None if there was nothing to stop.
+    """
+    record = _read_record(settings)
+    if record is None:
+        return None
+    head = psutil.Process(record.pid)
+    # Asked for now: once the head is gone, its children are nobody's.
+    family = [head, *_family(head)]
+    head.terminate()
+    _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+    _record_file(settings).unlink(missing_ok=True)
+    return ClusterInfo(record.address, record.dashboard_url, record.pid, started=False)
+
+
+def _record_file(settings: Settings) -> Path:
+    # A store may be shared between hosts, a process is not.
+    return settings.store / "cluster" / f"{socket.gethostname()}.json"
+
+
+def _read_record(settings: Settings) -> _Record | None:
+    """The record of a head that still runs; one that was left behind is removed."""
+    file = _record_file(settings)
+    try:
+        record = _Record(**json.loads(file.read_text("utf-8")))
+        if psutil.Process(record.pid).create_time() == record.create_time:
+            return record
+    except FileNotFoundError:
+        return None
+    except (psutil.NoSuchProcess, ValueError, TypeError):
+        pass
+    file.unlink(missing_ok=True)
+    return None
+
+
+def _family(head: psutil.Process) -> list[psutil.Process]:
+    found = {process.pid: process for process in head.children(recursive=True)}
+    for process in psutil.process_iter():
+        # Workers whose parent ended keep the session that the head was started in.
+        with contextlib.suppress(OSError):
+            if os.getsid(process.pid) == head.pid and process.pid != head.pid:
+                found[process.pid] = process
+    return list(found.values())
+
+
+def _head_environment(settings: Settings) -> dict[str, str]:
+    """This process's environment, made fit for a head: jobs inherit it."""
+    ensure_token()
+    environment = {**os.environ, **settings.environment()}
+    environment.pop("RAY_ADDRESS", None)
+    # A job's `python` is the first one on this path.
+    here = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([here, environment.get("PATH", os.defpath)])
+    return environment
+
+
+def _wait_until_it_answers(
+    process: subprocess.Popen[bytes], record: _Record, log_file: Path
+) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RaybridgeError(f"Ray did not start: {_last_words(log_file)} (log: {log_file})")
+        if recorded_address() == record.address and _healthy(record.dashboard_url):
+            return
+        time.sleep(0.25)
+    raise RaybridgeError(f"Ray did not answer within {START_TIMEOUT_S:.0f} s (log: {log_file})")
+
+
+def _healthy(dashboard_url: str) -> bool:
+    try:
+        # Answers without a token, and only once jobs are taken.
+        with urllib.request.urlopen(f"{dashboard_url}/api/gcs_healthz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _last_words(log_file: Path) -> str:
+    lines = [line.strip() for line in log_file.read_text("utf-8", "replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,194 @@
+"""Ray Jobs: run a command on a cluster from a copy of a folder, follow it, get its exit code."""
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import requests
+from ray.job_submission import JobSubmissionClient
+
+from cluster.errors import NotFoundError, RaybridgeError, UserError
+from cluster.session import HOW_TO_START, allow_token, find_address, quiet
+from cluster.settings import Settings
+
+_POLL_S = 0.5
+_FOLLOW_ATTEMPTS = 5
+# Beside what .gitignore and .rayignore name, and .git, .venv and __pycache__, which Ray leaves out.
+_EXCLUDES = ["**/.mypy_cache", "**/.ruff_cache", "**/.pytest_cache", "**/*.egg-info"]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended."""
+
+    job_id: str
+    status: str
+    """``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
+    exit_code: int
+    """Of the command; 1 where it had none, since it never started or was stopped."""
+    message: str
+    """What to tell: the exit code, or Ray's account of why there is none."""
+
+
+class Job:
+    """A job that was submitted."""
+
+    def __init__(self, client: JobSubmissionClient, job_id: str) -> None:
+        self._client = client
+        self.job_id = job_id
+        self.dashboard_url: str = client.get_address()
+        self._seen = 0
+
+    def follow(self, echo: Callable[[str], None]) -> JobResult:
+        """Hand the job's output to ``echo`` piece by piece until the job ends.
+
+        Raises:
+            RaybridgeError: the cluster went away.
+        """
+        for attempt in range(1, _FOLLOW_ATTEMPTS + 1):
+            try:
+                with quiet():
+                    asyncio.run(self._echo_logs(echo))
+                return self.wait()
+            except (RuntimeError, OSError, aiohttp.ClientError) as error:
+                if attempt == _FOLLOW_ATTEMPTS:
+                    raise RaybridgeError(
+                        f"lost sight of job {self.job_id} at {self.dashboard_url}: {_line(error)}"
+                    ) from None
+                time.sleep(attempt * _POLL_S)
+        raise AssertionError("the last attempt returns or raises")
+
+    def wait(self) -> JobResult:
+        """Wait for the job's end."""
+        while not (info := self._client.get_job_info(self.job_id)).status.is_terminal():
+            time.sleep(_POLL_S)
+        succeeded = info.status.value == "SUCCEEDED"
+        code = 0 if succeeded else info.driver_exit_code
+        return JobResult(
+            job_id=self.job_id,
+            status=info.status.value,
+            exit_code=1 if code is None else code,
+            message=_line(info.message or "no reason given")
+            if code is None
+            else f"exit code {code}",
+        )
+
+    def status(self) -> str:
+        """``PENDING``, ``RUNNING``, or how it ended."""
+        status: str = self._client.get_job_status(self.job_id).value
+        return status
+
+    def stop(self) -> None:
+        """Ask the job to end (SIGTERM), and kill what has not within three seconds."""
+        self._client.stop_job(self.job_id)
+
+    async def _echo_logs(self, echo: Callable[[str], None]) -> None:
+        # A connection made anew begins at the beginning again.
+        skip = self._seen
+        async for piece in self._client.tail_job_logs(self.job_id):
+            fresh = piece[skip:]
+            skip = max(0, skip - len(piece))
+            if fresh:
+                echo(fresh)
+                self._seen += len(fresh)
+
+
+def submit(
+    settings: Settings,
+    command: Sequence[str],
+    *,
+    working_dir: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    job_id: str | None = None,
+) -> Job:
+    """Start ``command`` on the cluster.
+
+    The cluster is the one that ``RAY_API_SERVER_ADDRESS`` or ``RAY_ADDRESS`` names, or the one that
+    runs on this machine. The token goes along whether or not ``RAY_AUTH_MODE`` is exported.
+
+    Args:
+        settings: the store and tracking address that the job gets.
+        command: program and arguments; ``python`` is the one on the path of ``ray start``.
+        working_dir: folder that is copied to where the job runs; None where the cluster has all
+            that the command needs.
+        environment: further variables of the job and its workers.
+        num_cpus: CPUs that the command itself reserves; what it starts reserves its own.
+        num_gpus: GPUs that the command itself reserves.
+        job_id: its name, by default a random one.
+
+    Raises:
+        NotFoundError: no cluster answers.
+        UserError: the folder is too large, or the name is taken.
+    """
+    client = connect_client()
+    runtime_env: dict[str, object] = {
+        "env_vars": {**settings.environment(), **(environment or {})},
+    }
+    if working_dir is not None:
+        if not working_dir.is_dir():
+            raise UserError(f"working directory {working_dir} is not a folder")
+        runtime_env["working_dir"] = str(working_dir.resolve())
+        runtime_env["excludes"] = _EXCLUDES
+    try:
+        with quiet():
+            made = client.submit_job(
+                entrypoint=shlex.join(command),
+                runtime_env=runtime_env,
+                submission_id=job_id,
+                entrypoint_num_cpus=num_cpus or None,
+                entrypoint_num_gpus=num_gpus or None,
+            )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the cluster did not take the job: {_line(error)}") from None
+    return Job(client, made)
+
+
+def find_job(job_id: str) -> Job:
+    """A job that was submitted before.
+
+    Raises:
+        NotFoundError: no cluster answers, or it knows no such job.
+    """
+    client = connect_client()
+    try:
+        client.get_job_info(job_id)
+    except RuntimeError:
+        raise NotFoundError(f"no job {job_id!r} at {client.get_address()}") from None
+    return Job(client, job_id)
+
+
+def connect_client() -> JobSubmissionClient:
+    """Ray's job client for the cluster that is meant.
+
+    Raises:
+        NotFoundError: no cluster answers there.
+        UserError: it answers and refuses us.
+    """
+    address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
+    if "://" not in address:
+        found = find_address()
+        if found is None:
+            raise NotFoundError(f"no Ray cluster is running here; {HOW_TO_START}")
+        address = found
+    allow_token()
+    try:
+        with quiet():
+            return JobSubmissionClient(address)
+    except (ConnectionError, requests.ConnectionError):
+        raise NotFoundError(f"no Ray dashboard answers for {address}; {HOW_TO_START}") from None
+    except (RuntimeError, ValueError) as error:
+        reason = _line(error)
+        if "token" in reason.lower():
+            reason = "it wants Ray's token, which this user does not have or which differs"
+        raise UserError(f"the cluster at {address} refused: {reason}") from None
+
+
+def _line(error: BaseException | str) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,121 @@
+"""CPUs and GPUs: how many, who holds them, and the one line that says there are too few."""
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+HolderKind = Literal["placement group", "actor", "tasks"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """A number of logical CPUs and GPUs."""
+
+    cpus: float
+    gpus: float = 0.0
+
+    def covers(self, wanted: "Resources") -> bool:
+        """Whether ``wanted`` fits in."""
+        # Ray counts in units of 1/10,000.
+        return self.cpus + 1e-4 >= wanted.cpus and self.gpus + 1e-4 >= wanted.gpus
+
+    def __str__(self) -> str:
+        parts = [_counted(self.cpus, "CPU")] if self.cpus or not self.gpus else []
+        if self.gpus:
+            parts.append(_counted(self.gpus, "GPU"))
+        return " and ".join(parts)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Something that holds CPUs or GPUs, under a name that a person recognises."""
+
+    name: str
+    kind: HolderKind
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.name} ({Resources(self.cpus, self.gpus)})"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of a cluster."""
+
+    address: str
+    total: Resources
+    free: Resources
+
+
+def shortage(
+    what: str,
+    wanted: Resources,
+    free: Resources,
+    total: Resources,
+    holders: Sequence[Holder],
+) -> str:
+    """One line: what was asked for, what is free, and who holds the rest."""
+    line = f"{what} needs {wanted}; "
+    if not total.covers(wanted):
+        line += f"this cluster has {_both(total, wanted)} in all, {_both(free, wanted)} free"
+    else:
+        line += f"{_both(free, wanted)} of {_both(total, wanted)} free"
+    if holders:
+        named = ", ".join(str(holder) for holder in holders[:4])
+        more = f" and {len(holders) - 4} more" if len(holders) > 4 else ""
+        line += f"; held by {named}{more}"
+    if not total.covers(wanted):
+        return f"{line}; ask for less, or add machines"
+    return f"{line}; wait, stop one of them, or ask for less"
+
+
+def merged(holders: Iterable[Holder]) -> list[Holder]:
+    """Holders of the same name and kind added up, the largest first."""
+    sums: dict[tuple[str, HolderKind], tuple[float, float]] = {}
+    for holder in holders:
+        cpus, gpus = sums.get((holder.name, holder.kind), (0.0, 0.0))
+        sums[(holder.name, holder.kind)] = (cpus + holder.cpus, gpus + holder.gpus)
+    found = [Holder(name, kind, *amounts) for (name, kind), amounts in sums.items()]
+    return sorted(found, key=lambda holder: (-holder.gpus, -holder.cpus, holder.name))
+
+
+def actor_name(name: str, class_name: str, job: str) -> str:
+    """What to call an actor: Ray's libraries encode the interesting part in its name."""
+    if name.startswith("SERVE_REPLICA::"):
+        application, _, rest = name.removeprefix("SERVE_REPLICA::").partition("#")
+        return f"Serve application {application}, deployment {rest.partition('#')[0]}"
+    if name.startswith("_ray_internal_job_actor_"):
+        return f"job {name.removeprefix('_ray_internal_job_actor_')}"
+    return f"actor {name or class_name} of {job}"
+
+
+def job_name(label: str, entrypoint: str) -> str:
+    """What to call a driver: the label that it gave itself, or its command line."""
+    if label:
+        return label
+    try:
+        words = shlex.split(entrypoint)
+    except ValueError:
+        words = entrypoint.split()
+    if words and Path(words[0]).name.startswith("python"):
+        words[0] = "python"
+    command = " ".join(words)
+    return command if len(command) <= 60 else f"{command[:57]}..."
+
+
+def _both(amount: Resources, wanted: Resources) -> str:
+    """An amount with the kinds that were asked for, zero included."""
+    parts = [_counted(amount.cpus, "CPU")] if wanted.cpus or not wanted.gpus else []
+    if wanted.gpus:
+        parts.append(_counted(amount.gpus, "GPU"))
+    return " and ".join(parts)
+
+
+def _counted(amount: float, unit: str) -> str:
+    # Rounded down: 0.99 free CPUs are not one.
+    shown = math.floor(amount * 100 + 1e-6) / 100
+    return f"{shown:g} {unit}{'' if shown == 1 else 's'}"

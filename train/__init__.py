@@ -1,0 +1,1 @@
+"""Training: data sets, models, the loop, evaluation and export. Never imports ``serve``."""

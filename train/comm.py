@@ -1,0 +1,98 @@
+"""The few exchanges between the workers of a run."""
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Comm(Protocol):
+    """What the training loop needs of its peers. Every worker must make the same calls in order."""
+
+    rank: int
+    world: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the workers."""
+
+    def broadcast(self, values: Tensor) -> None:
+        """Overwrite a tensor with worker 0's."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers, in order of rank."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The module whose backward pass averages gradients over the workers."""
+
+
+class Alone:
+    """One worker."""
+
+    rank = 0
+    world = 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The tensor itself."""
+        return values
+
+    def broadcast(self, values: Tensor) -> None:
+        """Nothing to do."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """A list of the one value."""
+        return [value]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model
+
+
+class ProcessGroup:
+    """Workers joined by ``torch.distributed``'s default group."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """All-reduce a copy of the tensor."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def broadcast(self, values: Tensor) -> None:
+        """Broadcast in place from worker 0."""
+        dist.broadcast(values, src=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """All-gather a picklable value."""
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """DistributedDataParallel, with the settings that cost least for a plain network."""
+        device = next(model.parameters()).device
+        return DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+
+
+def choose_comm() -> Comm:
+    """The process group if one was made, else :class:`Alone`."""
+    grouped = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return ProcessGroup() if grouped else Alone()
+
+
+def sync_buffers(model: nn.Module, comm: Comm) -> None:
+    """Give every worker worker 0's running statistics, so that all evaluate the same network."""
+    if comm.world == 1:
+        return
+    with torch.no_grad():
+        for buffer in model.buffers():
+            comm.broadcast(buffer)

@@ -1,0 +1,219 @@
+"""From a run to a bundle: export, compare with PyTorch over the whole test split, publish."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from cluster.bundle import (
+    INPUT_NAME,
+    MODEL_FILE,
+    OUTPUT_NAME,
+    REFERENCE_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    Golden,
+    Lineage,
+    Manifest,
+    ModelInfo,
+    Parity,
+    list_files,
+    write_golden,
+    write_manifest,
+)
+from cluster.dataset import Dataset, Split
+from cluster.errors import BundleError
+from cluster.runtime import OnnxRuntimeSession, Session, open_session
+from cluster.stats import reference_statistics
+from cluster.store import Store, check_name, publishing, write_json_atomic
+from train.checkpoint import load_state_dict
+from train.loop import predict_shard
+from train.models.classifier import Classifier, build_classifier, num_parameters
+from train.runs import Run, RunInfo
+
+NUM_GOLDEN = 32
+GOLDEN_TOLERANCE = 1e-3
+PARITY_TOLERANCE = 1e-4
+BATCH = 256
+
+
+def load_classifier(run: Run, dataset: Dataset) -> Classifier:
+    """The trained classifier of a finished run, in evaluation mode.
+
+    Raises:
+        NotFoundError: the run has not finished.
+    """
+    run.result()
+    config = run.config()
+    classifier = build_classifier(config.model, dataset.meta, config.seed)
+    load_state_dict(classifier.net, run.weights_file)
+    return classifier.eval()
+
+
+def export_run(run: Run, store: Store, name: str | None = None) -> Bundle:
+    """Write a run's bundle and check it before it can be seen.
+
+    PyTorch and ONNX Runtime are compared over the whole test split; the finished folder is opened
+    as a server would, goldens included, before it is renamed into place.
+
+    Args:
+        run: a finished run.
+        store: where its data set lives.
+        name: the model's name; by default the data set's.
+
+    Raises:
+        BundleError: ONNX Runtime gives other answers than PyTorch.
+    """
+    dataset = run.dataset(store)
+    classifier = load_classifier(run, dataset)
+    model_name = check_name("model", name or dataset.meta.name)
+    test = dataset.split("test")
+    with publishing(run.bundle_dir, replace=True) as draft:
+        graph = export_onnx(classifier, dataset.meta.image.shape)
+        (draft / MODEL_FILE).write_bytes(graph)
+        safetensors.torch.save_file(
+            {name: tensor.contiguous() for name, tensor in classifier.net.state_dict().items()},
+            draft / WEIGHTS_FILE,
+        )
+        expected = predict_shard(classifier, test, torch.device("cpu"))
+        parity = measure_parity(OnnxRuntimeSession(graph, torch.get_num_threads()), test, expected)
+        _require_parity(parity, run)
+        write_golden(draft, choose_golden(test, expected))
+        _write_reference(draft, dataset, classifier)
+        write_manifest(draft, _manifest(draft, run, dataset, classifier, model_name, parity))
+        open_session(Bundle.open(draft))
+    return Bundle.open(run.bundle_dir)
+
+
+def export_onnx(classifier: Classifier, shape: tuple[int, int, int]) -> bytes:
+    """Export to one self-contained ONNX graph with a dynamic batch.
+
+    Args:
+        classifier: in evaluation mode.
+        shape: ``(channels, height, width)``.
+    """
+    # Two examples: with one, torch.export would fix the batch at 1.
+    example = torch.zeros((2, *shape), dtype=torch.uint8)
+    buffer = io.BytesIO()
+    with _quiet():
+        program = torch.onnx.export(
+            classifier,
+            (example,),
+            dynamo=True,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+        )
+        if program is None:
+            raise AssertionError("torch.onnx.export returns a program when dynamo is used")
+        program.save(buffer, external_data=False)
+    return buffer.getvalue()
+
+
+def measure_parity(session: Session, split: Split, expected: npt.NDArray[np.float32]) -> Parity:
+    """Compare a session's logits with PyTorch's over a split."""
+    largest, equal = 0.0, True
+    for start in range(0, len(split), BATCH):
+        want = expected[start : start + BATCH]
+        got = session.run(np.ascontiguousarray(split.images[start : start + BATCH]))
+        largest = max(largest, float(np.abs(got - want).max()))
+        equal = equal and bool((got.argmax(1) == want.argmax(1)).all())
+    return Parity(images=len(split), labels_equal=equal, max_abs_diff=largest)
+
+
+def choose_golden(split: Split, expected: npt.NDArray[np.float32]) -> Golden:
+    """Images for the goldens: of every class in turn, as far as they go."""
+    # A stable sort by the count of earlier images of the same class deals the classes out evenly.
+    seen = np.zeros(int(split.labels.max()) + 1, int)
+    turn = np.empty(len(split), int)
+    for row, label in enumerate(split.labels):
+        turn[row] = seen[label]
+        seen[label] += 1
+    rows = np.sort(np.argsort(turn, kind="stable")[:NUM_GOLDEN])
+    return Golden(np.ascontiguousarray(split.images[rows]), np.ascontiguousarray(expected[rows]))
+
+
+def _require_parity(parity: Parity, run: Run) -> None:
+    if not parity.labels_equal or not parity.max_abs_diff < PARITY_TOLERANCE:
+        raise BundleError(
+            f"run {run.name}: ONNX Runtime and PyTorch differ by {parity.max_abs_diff:.3g} over "
+            f"{parity.images} test images (allowed {PARITY_TOLERANCE:g}, labels "
+            f"{'equal' if parity.labels_equal else 'differ'}); nothing was exported"
+        )
+
+
+def _write_reference(draft: Path, dataset: Dataset, classifier: Classifier) -> None:
+    val = dataset.split("val")
+    logits = predict_shard(classifier, val, torch.device("cpu"))
+    statistics = reference_statistics(val.images, val.labels, logits)
+    write_json_atomic(draft / REFERENCE_FILE, statistics.model_dump(mode="json"))
+
+
+def _manifest(
+    draft: Path,
+    run: Run,
+    dataset: Dataset,
+    classifier: Classifier,
+    name: str,
+    parity: Parity,
+) -> Manifest:
+    config, info = run.config(), run.info()
+    evaluation = run.evaluation("test")
+    return Manifest(
+        name=name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        image=dataset.meta.image,
+        class_names=dataset.meta.class_names,
+        normalization=dataset.meta.statistics,
+        model=ModelInfo(
+            name=config.model.name,
+            options=config.model.model_dump(mode="json", exclude={"name"}),
+            parameters=num_parameters(classifier),
+        ),
+        lineage=_lineage(info, config.recipe, config.seed),
+        metrics=evaluation.summary() if evaluation else {},
+        parity=parity,
+        golden_tolerance=GOLDEN_TOLERANCE,
+        files=list_files(draft),
+    )
+
+
+def _lineage(info: RunInfo, recipe: str, seed: int) -> Lineage:
+    return Lineage(
+        run=info.name,
+        mlflow_run_id=info.mlflow_run_id,
+        dataset=info.dataset,
+        dataset_digest=info.dataset_digest,
+        recipe=recipe,
+        seed=seed,
+        commit=info.commit,
+        libraries=info.libraries,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and deprecations off the user's terminal."""
+    onnxscript = logging.getLogger("onnxscript")
+    level = onnxscript.level
+    onnxscript.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        onnxscript.setLevel(level)

@@ -1,0 +1,228 @@
+"""The driver's side of a run: it opens the record, watches the workers, and closes the record."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.dataset import Dataset, SplitName
+from cluster.errors import NotFoundError, RaybridgeError
+from cluster.events import Event, append_events
+from cluster.session import Session
+from cluster.store import Store
+from cluster.tracking import RunLog, Tracking
+from train.checkpoint import load_state_dict
+from train.config import TrainConfig
+from train.data.loader import TrainLoader
+from train.job import Placement, choose_placement, train_on_ray
+from train.metrics import Evaluation, evaluate_logits
+from train.models.classifier import build_classifier
+from train.report import write_report
+from train.runs import Run, RunResult, create_run
+
+EventListener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """A finished run."""
+
+    run: Run
+    result: RunResult
+    evaluation: Evaluation
+
+
+def fit(
+    config: TrainConfig,
+    store: Store,
+    tracking: Tracking,
+    session: Session,
+    *,
+    name: str | None = None,
+    listener: EventListener = lambda _: None,
+) -> FitOutcome:
+    """Train a new run from a configuration.
+
+    Args:
+        config: what to train, on what.
+        store: where data sets and runs live.
+        tracking: where the run is recorded.
+        session: the cluster to train on.
+        name: the run's name; by default made of data set, time and a random part.
+        listener: told every event as it arrives.
+
+    Raises:
+        UserError: of data set, configuration or resources, before anything is written.
+        TrainingError: the run failed; its folder keeps the checkpoints.
+    """
+    dataset = Dataset.find(store, config.data)
+    config = config.with_changes({"data": dataset.reference}, "data")
+    check_fit(config, dataset)
+    placement = choose_placement(config.resources, session)
+    run = create_run(store, config, dataset, name)
+    log = tracking.start_run(
+        run.name,
+        flatten(config),
+        {"raybridge.recipe": config.recipe, "raybridge.dataset": dataset.reference},
+    )
+    run.write_info(run.info().model_copy(update={"mlflow_run_id": log.run_id}))
+    return _carry_out(config, dataset, run, log, placement, listener)
+
+
+def resume(
+    run: Run,
+    store: Store,
+    tracking: Tracking,
+    session: Session,
+    *,
+    epochs: int | None = None,
+    workers: int | None = None,
+    listener: EventListener = lambda _: None,
+) -> FitOutcome:
+    """Go on with a run from its newest checkpoint.
+
+    Args:
+        run: a run that was cut off, or a finished one that is to train for longer.
+        store: where its data set lives.
+        tracking: where it is recorded.
+        session: the cluster to train on.
+        epochs: train to this epoch instead of the one first asked for.
+        workers: go on with another number of workers.
+        listener: told every event as it arrives.
+
+    Raises:
+        NotFoundError: the run is finished and no further epochs are asked for.
+    """
+    changes: dict[str, object] = {}
+    if epochs is not None:
+        changes["epochs"] = epochs
+    if workers is not None:
+        changes["resources"] = {"workers": workers}
+    config = run.config().with_changes(changes, "resume")
+    if run.result_file.is_file() and config.epochs <= run.result().epochs:
+        raise NotFoundError(
+            f"run {run.name} has finished its {run.result().epochs} epochs; "
+            "ask for more with --epochs"
+        )
+    dataset = run.dataset(store)
+    check_fit(config, dataset)
+    placement = choose_placement(config.resources, session)
+    run.write_config(config)
+    mlflow_run_id = run.info().mlflow_run_id
+    if mlflow_run_id is None:
+        log = tracking.start_run(run.name, flatten(config), {})
+        run.write_info(run.info().model_copy(update={"mlflow_run_id": log.run_id}))
+    else:
+        log = tracking.resume_run(mlflow_run_id)
+    return _carry_out(config, dataset, run, log, placement, listener)
+
+
+def check_fit(config: TrainConfig, dataset: Dataset) -> None:
+    """Make the mistakes that a worker would make here first, where they cost a second.
+
+    Raises:
+        UserError: model, first weights or batch do not fit the data set.
+    """
+    classifier = build_classifier(config.model, dataset.meta, config.seed)
+    if config.init is not None:
+        load_state_dict(classifier.net, config.init)
+    TrainLoader(dataset.split("train"), config.batch_size, config.augment, seed=config.seed)
+
+
+def flatten(config: TrainConfig) -> dict[str, object]:
+    """A configuration as ``path: value``, for the tracker's parameters."""
+    flat: dict[str, object] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, entry)
+        else:
+            flat[prefix] = value
+
+    walk("", config.model_dump(mode="json"))
+    return flat
+
+
+def _carry_out(
+    config: TrainConfig,
+    dataset: Dataset,
+    run: Run,
+    log: RunLog,
+    placement: Placement,
+    listener: EventListener,
+) -> FitOutcome:
+    watch = _Watch(run, log, listener)
+    began = time.monotonic()
+    try:
+        worked = train_on_ray(config, dataset, run, placement, watch)
+    except KeyboardInterrupt:
+        log.finish("KILLED")
+        raise
+    except RaybridgeError:
+        log.finish("FAILED")
+        raise
+    result = RunResult(
+        epochs=config.epochs,
+        steps=worked.steps,
+        workers=placement.workers,
+        device=worked.device,
+        seconds=time.monotonic() - began,
+        images_per_s=statistics.median(entry["images_per_s"] for entry in worked.history),
+        restarts=max(0, watch.starts - 1),
+        weights_sha256=worked.weights_sha256,
+        history=worked.history,
+        failures={"checkpoints": watch.checkpoint_failures, "tracking": log.failures},
+    )
+    run.write_result(result)
+    _evaluate(run, dataset, "val")
+    evaluation = _evaluate(run, dataset, "test")
+    write_report(run, dataset)
+    log.metrics({f"test_{k}": v for k, v in evaluation.summary().items()}, worked.steps)
+    for file in (run.report_file, run.path / "config.json", run.evaluation_file("test")):
+        log.artifact(file)
+    log.finish("FINISHED")
+    return FitOutcome(run, result, evaluation)
+
+
+def _evaluate(run: Run, dataset: Dataset, split: SplitName) -> Evaluation:
+    """Evaluate the logits that the workers left for a split."""
+    evaluation = evaluate_logits(
+        run.logits(split),
+        dataset.split(split).labels,
+        dataset.meta.class_names,
+        dataset=dataset.reference,
+        split=split,
+    )
+    run.write_evaluation(evaluation, split)
+    return evaluation
+
+
+class _Watch:
+    """Takes what the workers tell: keeps it, counts it, passes it on."""
+
+    def __init__(self, run: Run, log: RunLog, listener: EventListener) -> None:
+        self._run = run
+        self._log = log
+        self._listener = listener
+        self.starts = 0
+        self.checkpoint_failures = 0
+
+    def __call__(self, events: list[Event]) -> None:
+        append_events(self._run.events_file, events)
+        for event in events:
+            if event["kind"] == "start":
+                self.starts += 1
+            elif event["kind"] == "checkpoint_failures":
+                self.checkpoint_failures += int(event["count"])
+            elif event["kind"] == "epoch":
+                names = (
+                    "train_loss",
+                    "train_accuracy",
+                    "val_loss",
+                    "val_accuracy",
+                    "lr",
+                    "images_per_s",
+                )
+                self._log.metrics({name: event[name] for name in names}, int(event["step"]))
+            self._listener(event)

@@ -1,0 +1,235 @@
+"""The Ray Train adapter: it starts the workers, and hands them the loop, which knows no Ray."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train as ray_train
+import ray.train.torch as ray_train_torch
+import torch
+
+from cluster.dataset import Dataset
+from cluster.errors import RaybridgeError, TrainingError, UserError
+from cluster.events import Event, EventSink, make_event
+from cluster.session import Session
+from train.checkpoint import save_state_dict, weights_sha256
+from train.comm import choose_comm
+from train.config import ResourcesConfig, TrainConfig
+from train.loop import Trainer
+from train.runs import Run
+
+POLL_PERIOD_S = 0.3
+COLLECTIVE_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each worker gets."""
+
+    workers: int
+    cpus: int
+    gpu: bool
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """Everything a worker needs, as one value."""
+
+    config: TrainConfig
+    dataset_path: Path
+    run_path: Path
+    threads: int
+    board: Any
+    """Handle of the :class:`EventBoard`."""
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """What worker 0 returns."""
+
+    steps: int
+    history: tuple[dict[str, float], ...]
+    device: str
+    weights_sha256: str
+
+
+def choose_placement(resources: ResourcesConfig, session: Session) -> Placement:
+    """Decide CPUs and GPUs of each worker.
+
+    Raises:
+        ResourceError: they are not free; the message names who holds them.
+    """
+    free = session.free()
+    gpu = resources.device == "cuda" or (
+        resources.device == "auto" and free.gpus >= resources.workers
+    )
+    cpus = resources.cpus_per_worker or (1 if gpu else max(1, int(free.cpus) // resources.workers))
+    gpus = resources.workers if gpu else 0
+    session.require(resources.workers * cpus, gpus, f"training with {resources.workers} workers")
+    return Placement(resources.workers, cpus, gpu)
+
+
+def train_on_ray(
+    config: TrainConfig,
+    dataset: Dataset,
+    run: Run,
+    placement: Placement,
+    on_events: Callable[[list[Event]], None],
+) -> WorkerResult:
+    """Train on the cluster that this process is connected to.
+
+    Dead workers are replaced up to ``config.resources.max_failures`` times; the run goes on from
+    its newest checkpoint. Errors that another try would only repeat are not tried again.
+
+    Args:
+        config: the run's configuration.
+        dataset: what to train on; every node must see its folder.
+        run: the run's folder; every node must see it.
+        placement: CPUs and GPUs of the workers.
+        on_events: called from a thread with what the workers tell, in order.
+
+    Raises:
+        RaybridgeError: of the kind that a worker raised.
+        TrainingError: workers died more often than is allowed.
+    """
+    # Read by Ray's controller, which polls its workers at this period (two seconds by default).
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    board = EventBoard.remote()  # type: ignore[attr-defined]
+    job = WorkerJob(config, dataset.path, run.path, placement.cpus, board)
+    trainer = ray_train_torch.TorchTrainer(
+        _work,
+        train_loop_config={"job": job},
+        torch_config=ray_train_torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=placement.workers,
+            use_gpu=placement.gpu,
+            resources_per_worker={"CPU": placement.cpus, **({"GPU": 1} if placement.gpu else {})},
+        ),
+        run_config=ray_train.RunConfig(
+            # Ray resumes by itself where a name is used again; our own checkpoints decide that.
+            name=f"attempt-{time.time_ns()}",
+            storage_path=str(run.ray_dir),
+            failure_config=ray_train.FailureConfig(
+                max_failures=config.resources.max_failures, controller_failure_limit=3
+            ),
+            logging_config=ray_train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with _forwarding(board, on_events):
+        try:
+            value = trainer.fit().return_value
+        except ray_train.WorkerGroupError as error:
+            raise TrainingError(_explain_failures(error, config.resources.max_failures)) from None
+        except ray_train.TrainingFailedError as error:
+            raise TrainingError(f"Ray Train gave up: {_last_line(error)}") from None
+    if isinstance(value, RaybridgeError):
+        raise value
+    if not isinstance(value, WorkerResult):
+        raise TrainingError("the run was stopped before its last epoch")
+    return value
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class EventBoard:
+    """Where workers leave events for the driver. Outlives the workers; holds no CPU."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        """Add an event."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """Remove and return all events."""
+        taken, self._events = self._events, []
+        return taken
+
+
+class BoardSink(EventSink):
+    """Sends events to the board, and waits for nothing."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def emit(self, kind: str, **values: Any) -> None:
+        """Send one event."""
+        self._board.put.remote(make_event(kind, values))
+
+
+def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
+    """One worker. Ray keeps the value that worker 0 returns."""
+    job: WorkerJob = values["job"]
+    torch.set_num_threads(job.threads)
+    run = Run(job.run_path)
+    comm = choose_comm()
+    device = ray_train_torch.get_device()
+    trainer_device = device if isinstance(device, torch.device) else device[0]
+    try:
+        dataset = Dataset.open(job.dataset_path)
+        trainer = Trainer(
+            job.config, dataset, comm, trainer_device, run.checkpoints, BoardSink(job.board)
+        )
+        progress = trainer.run()
+        val = trainer.predict(dataset.split("val"))
+        test = trainer.predict(dataset.split("test"))
+    except (UserError, TrainingError) as error:
+        # Returned, not raised: Ray would start the workers again, to the same end.
+        return error
+    if comm.rank != 0:
+        return None
+    run.write_logits(val, "val")
+    run.write_logits(test, "test")
+    save_state_dict(trainer.classifier.net, run.weights_file)
+    return WorkerResult(
+        steps=progress.step,
+        history=tuple(progress.history),
+        device=trainer_device.type,
+        weights_sha256=weights_sha256(trainer.classifier.net),
+    )
+
+
+@contextlib.contextmanager
+def _forwarding(board: Any, on_events: Callable[[list[Event]], None]) -> Iterator[None]:
+    """Hand events over from a thread while the block runs, and the rest of them at its end."""
+    done = threading.Event()
+
+    def forward() -> None:
+        while True:
+            last = done.wait(POLL_PERIOD_S)
+            try:
+                events: list[Event] = ray.get(board.take.remote(), timeout=30)
+            except ray.exceptions.RayError:
+                # The board is being restarted on another node; what it held is lost.
+                events = []
+            if events:
+                on_events(events)
+            if last:
+                return
+
+    thread = threading.Thread(target=forward, name="run-events", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=60)
+
+
+def _explain_failures(error: ray_train.WorkerGroupError, allowed: int) -> str:
+    rank, cause = next(iter(sorted(error.worker_failures.items())), (0, error))
+    return (
+        f"workers died more than {allowed} times; the last time worker {rank}: "
+        f"{_last_line(cause)}; go on from the newest checkpoint with `python -m train resume`"
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1][:300] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Networks, and the classifier that puts the normalisation in front of one."""
