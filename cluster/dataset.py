@@ -19,7 +19,7 @@ import pyarrow as pa
 from cluster.config import Frozen
 from cluster.errors import DataError, NotFoundError
 from cluster.images import ImageSpec
-from cluster.store import Store, write_json_atomic
+from cluster.store import NAME_PATTERN, Store, write_json_atomic
 
 SCHEMA_VERSION = 1
 META_FILE = "meta.json"
@@ -168,7 +168,7 @@ def dataset_names(store: Store) -> Iterator[str]:
 def dataset_versions(store: Store, name: str) -> list[int]:
     """Version numbers of one data set, oldest first."""
     folder = store.datasets / name
-    if not name or not folder.is_dir():
+    if not NAME_PATTERN.fullmatch(name) or not folder.is_dir():
         return []
     return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())
 

@@ -129,6 +129,7 @@ def up(
     except BaseException:
         down(settings)
         raise
+    process.returncode = 0  # It outlives us on purpose, of which Popen would warn.
     return ClusterInfo(record.address, record.dashboard_url, record.pid, started=True)
 
 

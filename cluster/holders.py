@@ -7,6 +7,7 @@ takes a second; the control store behind it holds the same tables and is read he
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import ray
 from ray._private.state import state as ray_state
 from ray.core.generated import gcs_pb2
 
@@ -35,8 +36,11 @@ def find_holders(total: Resources, free: Resources) -> list[Holder]:
     cpus = total.cpus - free.cpus - sum(holder.cpus for holder in found)
     gpus = total.gpus - free.gpus - sum(holder.gpus for holder in found)
     if cpus > 1e-3 or gpus > 1e-3:
-        drivers = " or ".join(sorted({job.name for job in jobs.values() if job.at_work}))
-        name = f"tasks of {drivers or 'an ended driver'}"
+        own = ray.get_runtime_context().get_job_id()
+        at_work = {key.hex(): job.name for key, job in jobs.items() if job.at_work}
+        # This driver asks, and so probably runs none itself.
+        drivers = {name for key, name in at_work.items() if key != own} or set(at_work.values())
+        name = f"tasks of {' or '.join(sorted(drivers)) or 'an ended driver'}"
         found.append(Holder(name, "tasks", max(cpus, 0.0), max(gpus, 0.0)))
     return merged(found)
 

@@ -8,15 +8,18 @@ driver's own environment, where synchronous handles then raise, and so not in th
 import importlib.util
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from pathlib import Path
 
 from cluster import haproxy_wrapper
+from cluster.errors import RaybridgeError
 
 WRAPPER_FILE = "haproxy"
-# A Unix socket's path may have 107 bytes; Ray appends the node's id (56), a name and a suffix.
-_MAX_FOLDER_CHARS = 26
+# A Unix socket's path may have 107 bytes: Ray appends the node's id (56 characters) and a name, and
+# HAProxy a suffix while it binds ("/admin.sock.4194304.tmp").
+_MAX_FOLDER_CHARS = 27
 
 
 def haproxy_problem() -> str | None:
@@ -43,8 +46,15 @@ def install_wrapper(folder: Path) -> Path:
 
     Returns:
         The executable.
+
+    Raises:
+        RaybridgeError: the folder is somebody else's, who could then choose what we run.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise RaybridgeError(f"{folder} belongs to another user; remove it, or set RAY_TMPDIR")
+    folder.chmod(0o700)
     script = folder / "haproxy_wrapper.py"
     _replace(script, Path(haproxy_wrapper.__file__).read_text("utf-8"), 0o600)
     executable = folder / WRAPPER_FILE
@@ -79,7 +89,7 @@ def replica_switches() -> dict[str, str]:
         # Replicas count requests themselves; otherwise HAProxy's Python companion parses one log
         # line for every request, on the same cores.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        # Calls between deployments, which we do not make, stay on Ray's own authenticated transport.
+        # Calls between deployments, which are not made, stay on Ray's own transport.
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
         # HAProxy learns of a leaving replica in well under a second; Ray's default is 30 s.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",

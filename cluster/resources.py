@@ -90,7 +90,7 @@ def actor_name(name: str, class_name: str, job: str) -> str:
         return f"Serve application {application}, deployment {rest.partition('#')[0]}"
     if name.startswith("_ray_internal_job_actor_"):
         return f"job {name.removeprefix('_ray_internal_job_actor_')}"
-    return f"actor {name or class_name} of {job}"
+    return f"actor {name or class_name.rpartition('.')[2]} of {job}"
 
 
 def job_name(label: str, entrypoint: str) -> str:
@@ -116,6 +116,6 @@ def _both(amount: Resources, wanted: Resources) -> str:
 
 
 def _counted(amount: float, unit: str) -> str:
-    # Rounded down: 0.99 free CPUs are not one.
-    shown = math.floor(amount * 100 + 1e-6) / 100
+    # Rounded down, since 0.999 free CPUs are not one; but first to the unit in which Ray counts.
+    shown = math.floor(round(amount, 4) * 100 + 1e-6) / 100
     return f"{shown:g} {unit}{'' if shown == 1 else 's'}"

@@ -1,12 +1,12 @@
 """Inference sessions over a bundle. Training checks parity with the very code that serves."""
 
+import os
 from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
 from cluster.bundle import INPUT_NAME, MODEL_FILE, OUTPUT_NAME, Bundle
 from cluster.errors import BundleError, ConfigError
@@ -25,6 +25,11 @@ class OnnxRuntimeSession:
     """ONNX Runtime on the CPU."""
 
     def __init__(self, model: bytes, num_threads: int) -> None:
+        # Unless told otherwise before it is imported, it writes an identifier into the home folder
+        # and reports to its makers.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1

@@ -86,6 +86,7 @@ class Tracking:
         local = settings.tracking_uri.startswith("sqlite:///")
         if local:
             self._store.ensure_writable()
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # A missing git binary or an unreachable host must cost seconds and one line.
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -15,7 +15,7 @@ from cluster.tracking import ModelVersion, Tracking
 from train.config import TrainConfig
 from train.evaluate import evaluate_run
 from train.export import export_run
-from train.fit import FitOutcome, fit, resume
+from train.fit import FitOutcome, fit, prepare, resume
 from train.metrics import Evaluation
 from train.report import write_report
 from train.runs import Run, find_run
@@ -30,10 +30,13 @@ def run_fit(
     store.ensure_writable()
     if register is not None:
         check_name("model", register)
+    config, dataset = prepare(config, store)
     tracking = Tracking(settings)
     with connect(settings, label=f"train fit {config.recipe}") as session:
         with _ProgressView(output) as view:
-            outcome = fit(config, store, tracking, session, name=run_name, listener=view.on_event)
+            outcome = fit(
+                config, dataset, store, tracking, session, name=run_name, listener=view.on_event
+            )
         _conclude(outcome, store, tracking, output, register)
 
 

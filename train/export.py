@@ -102,7 +102,6 @@ def export_onnx(classifier: Classifier, shape: tuple[int, int, int]) -> bytes:
     """
     # Two examples: with one, torch.export would fix the batch at 1.
     example = torch.zeros((2, *shape), dtype=torch.uint8)
-    buffer = io.BytesIO()
     with _quiet():
         program = torch.onnx.export(
             classifier,
@@ -116,8 +115,8 @@ def export_onnx(classifier: Classifier, shape: tuple[int, int, int]) -> bytes:
         )
         if program is None:
             raise AssertionError("torch.onnx.export returns a program when dynamo is used")
-        program.save(buffer, external_data=False)
-    return buffer.getvalue()
+        model: bytes = program.model_proto.SerializeToString()
+    return model
 
 
 def measure_parity(session: Session, split: Split, expected: npt.NDArray[np.float32]) -> Parity:

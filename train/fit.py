@@ -32,8 +32,25 @@ class FitOutcome:
     evaluation: Evaluation
 
 
+def prepare(config: TrainConfig, store: Store) -> tuple[TrainConfig, Dataset]:
+    """Find the data set, and make here the mistakes that a worker would make.
+
+    Here they cost a second, and no cluster.
+
+    Returns:
+        The configuration with the data set's version filled in, and the data set.
+
+    Raises:
+        UserError: there is no such data set, or model, first weights or batch do not fit it.
+    """
+    dataset = Dataset.find(store, config.data)
+    check_fit(config, dataset)
+    return config.with_changes({"data": dataset.reference}, "data"), dataset
+
+
 def fit(
     config: TrainConfig,
+    dataset: Dataset,
     store: Store,
     tracking: Tracking,
     session: Session,
@@ -44,20 +61,18 @@ def fit(
     """Train a new run from a configuration.
 
     Args:
-        config: what to train, on what.
-        store: where data sets and runs live.
+        config: what to train.
+        dataset: what to train it on; both from :func:`prepare`.
+        store: where runs live.
         tracking: where the run is recorded.
         session: the cluster to train on.
         name: the run's name; by default made of data set, time and a random part.
         listener: told every event as it arrives.
 
     Raises:
-        UserError: of data set, configuration or resources, before anything is written.
+        ResourceError: CPUs or GPUs are not free; nothing has been written.
         TrainingError: the run failed; its folder keeps the checkpoints.
     """
-    dataset = Dataset.find(store, config.data)
-    config = config.with_changes({"data": dataset.reference}, "data")
-    check_fit(config, dataset)
     placement = choose_placement(config.resources, session)
     run = create_run(store, config, dataset, name)
     log = tracking.start_run(
@@ -118,7 +133,7 @@ def resume(
 
 
 def check_fit(config: TrainConfig, dataset: Dataset) -> None:
-    """Make the mistakes that a worker would make here first, where they cost a second.
+    """Build and load once what every worker will.
 
     Raises:
         UserError: model, first weights or batch do not fit the data set.

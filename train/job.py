@@ -14,6 +14,11 @@ import ray.train as ray_train
 import ray.train.torch as ray_train_torch
 import torch
 
+# At run time these are what `ray.train` exports; their static types there are version 1's.
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.result import Result
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
 from cluster.dataset import Dataset
 from cluster.errors import RaybridgeError, TrainingError, UserError
 from cluster.events import Event, EventSink, make_event
@@ -102,20 +107,20 @@ def train_on_ray(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     board = EventBoard.remote()  # type: ignore[attr-defined]
     job = WorkerJob(config, dataset.path, run.path, placement.cpus, board)
-    trainer = ray_train_torch.TorchTrainer(
+    trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
         torch_config=ray_train_torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=ray_train.ScalingConfig(
+        scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpu,
             resources_per_worker={"CPU": placement.cpus, **({"GPU": 1} if placement.gpu else {})},
         ),
-        run_config=ray_train.RunConfig(
+        run_config=RunConfig(
             # Ray resumes by itself where a name is used again; our own checkpoints decide that.
             name=f"attempt-{time.time_ns()}",
             storage_path=str(run.ray_dir),
-            failure_config=ray_train.FailureConfig(
+            failure_config=FailureConfig(
                 max_failures=config.resources.max_failures, controller_failure_limit=3
             ),
             logging_config=ray_train.LoggingConfig(log_level="ERROR"),
@@ -123,11 +128,12 @@ def train_on_ray(
     )
     with _forwarding(board, on_events):
         try:
-            value = trainer.fit().return_value
+            result = trainer.fit()
         except ray_train.WorkerGroupError as error:
             raise TrainingError(_explain_failures(error, config.resources.max_failures)) from None
         except ray_train.TrainingFailedError as error:
             raise TrainingError(f"Ray Train gave up: {_last_line(error)}") from None
+    value = result.return_value if isinstance(result, Result) else None
     if isinstance(value, RaybridgeError):
         raise value
     if not isinstance(value, WorkerResult):
@@ -170,12 +176,9 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     run = Run(job.run_path)
     comm = choose_comm()
     device = ray_train_torch.get_device()
-    trainer_device = device if isinstance(device, torch.device) else device[0]
     try:
         dataset = Dataset.open(job.dataset_path)
-        trainer = Trainer(
-            job.config, dataset, comm, trainer_device, run.checkpoints, BoardSink(job.board)
-        )
+        trainer = Trainer(job.config, dataset, comm, device, run.checkpoints, BoardSink(job.board))
         progress = trainer.run()
         val = trainer.predict(dataset.split("val"))
         test = trainer.predict(dataset.split("test"))
@@ -190,7 +193,7 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     return WorkerResult(
         steps=progress.step,
         history=tuple(progress.history),
-        device=trainer_device.type,
+        device=device.type,
         weights_sha256=weights_sha256(trainer.classifier.net),
     )
 

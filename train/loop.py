@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +96,8 @@ class Trainer:
             TrainingError: the loss is not finite.
         """
         progress = self._restore()
-        self._emit("start", step=progress.step, total_steps=self.total_steps)
+        workers = self.comm.gather({"host": socket.gethostname(), "pid": os.getpid()})
+        self._emit("start", step=progress.step, total_steps=self.total_steps, workers=workers)
         model = self.comm.wrap(self.classifier)
         writer = CheckpointWriter(self._folder, self.config.checkpoint.keep)
         try:
@@ -157,7 +160,7 @@ class Trainer:
         logits = model(images)
         loss = loss_sum(self.config.loss, logits, labels)
         # Every worker holds the same share of the batch, so the mean of means is the mean.
-        (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
+        (loss / len(labels)).backward()
         self.optimizer.step()
         meter.add(loss.detach(), logits.detach(), labels)
 

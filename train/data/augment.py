@@ -30,8 +30,7 @@ def uniform(
     """
     start = _mix(_mix(_mix(np.uint64(seed)) + np.uint64(epoch)) + np.uint64(stream))
     bits = _mix(start + samples.astype(np.uint64))
-    numbers: npt.NDArray[np.float64] = (bits >> np.uint64(11)) * 2.0**-53
-    return numbers
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def augment(

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from cluster.dataset import ChannelStatistics, DatasetMeta
-from cluster.errors import ConfigError
 from train.config import ModelConfig
 from train.models.net import Net
 from train.models.resnet import ResNet
@@ -48,33 +47,12 @@ def build_classifier(config: ModelConfig, meta: DatasetMeta, seed: int) -> Class
     Raises:
         ConfigError: the images are too small for the network.
     """
-    shape = meta.image.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            net = MODELS[config.name](config, shape, len(meta.class_names))
-        except (RuntimeError, ZeroDivisionError) as error:
-            raise ConfigError(f"model.name={config.name} on images {shape}: {error}") from None
-    classifier = Classifier(net, meta.statistics)
-    _try_forward(classifier, config, shape)
-    return classifier
+        net = MODELS[config.name](config, meta.image.shape, len(meta.class_names))
+    return Classifier(net, meta.statistics)
 
 
 def num_parameters(model: nn.Module) -> int:
     """Trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _try_forward(classifier: Classifier, config: ModelConfig, shape: Shape) -> None:
-    training = classifier.training
-    classifier.eval()
-    try:
-        with torch.inference_mode():
-            classifier(torch.zeros((1, *shape), dtype=torch.uint8))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"model.name={config.name} does not fit images of {shape[1]}x{shape[2]}: {reason}"
-        ) from None
-    finally:
-        classifier.train(training)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cluster.errors import ConfigError
 from train.config import NetConfig
 from train.models.activations import ACTIVATIONS
 
@@ -19,11 +20,18 @@ class Net(nn.Module):
         config: widths and activation.
         shape: ``(channels, height, width)`` of an image; at least 6x6.
         num_classes: outputs.
+
+    Raises:
+        ConfigError: the images are too small for the two convolutions and the pool.
     """
 
     def __init__(self, config: NetConfig, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         channels, height, width = shape
+        if min(height, width) < 6:
+            raise ConfigError(
+                f"model.name=net takes images of 6x6 or more; these are {height}x{width}"
+            )
         first, second = config.channels
         self.activation = ACTIVATIONS[config.activation]
         self.conv1 = nn.Conv2d(channels, first, 3)

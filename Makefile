@@ -1,0 +1,67 @@
+# make demo    a few minutes: real data becomes a model that answers HTTP
+# make check   format, lint, types, import rules, fast tests
+# make test    every test
+# make bench   the measurements behind docs/benchmarks
+# make clean   remove the environment and what tools left behind
+#
+# Each installs what it needs into .venv. TORCH_INDEX_URL=URL takes PyTorch from another package
+# index, such as one of CPU builds; PYTHON=python3.12 makes the environment with another Python.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+TORCH := torch==2.14.1 torchvision==0.29.1
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What demo needs: the development environment serves as well, if there is one.
+RUNTIME = $(if $(wildcard $(DEV)),$(DEV),$(CORE))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+demo: $(RUNTIME)
+	@PATH="$(abspath $(BIN)):$$PATH" bash docs/demo.sh
+
+check: $(DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -m unit
+
+test: $(DEV)
+	$(BIN)/pytest
+
+bench: $(DEV)
+	$(BIN)/python tests/benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+define install
+	@echo "installing into $(VENV); the first time takes a few minutes"
+	$(if $(TORCH_INDEX_URL),$(PIP) install --no-deps --index-url "$(TORCH_INDEX_URL)" $(TORCH))
+	$(PIP) install -c requirements.lock $(TORCH) -e "$(1)"
+endef
+
+$(CORE): pyproject.toml requirements.lock | $(BIN)/python
+	$(call install,.)
+	@touch $@
+
+$(DEV): pyproject.toml requirements.lock | $(BIN)/python
+	$(call install,.[dev$(comma)openvino])
+	@touch $@ $(CORE)
+
+comma := ,

@@ -1,0 +1,270 @@
+"""What ``deploy``, ``status`` and ``down`` do, apart from how they print it."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.bundle import Bundle
+from cluster.errors import NotFoundError, RaybridgeError, ServingError, UserError
+from cluster.runtime import open_session
+from cluster.settings import Settings
+from cluster.store import Store
+from cluster.tracking import ModelVersion, Tracking
+from serve.client import Client
+from serve.config import ServeConfig
+from serve.deployment import ApplicationState, Ingress, ServeCluster
+from serve.document import ServedDocument, ServedDocuments, ServedVersion
+from serve.rollout import next_document, roll_out
+
+_ANSWER_TIMEOUT_S = 30.0
+_STATE_TIMEOUT_S = 5.0
+
+Configure = Callable[[ServeConfig], ServeConfig]
+"""Lays what the user said over the settings that hold so far."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The outcome of a deployment."""
+
+    version: ModelVersion
+    bundle: Bundle
+    document: ServedDocument
+    ingress: Ingress
+    replicas: int
+    action: str
+    """``started``, ``rolled out``, ``replaced`` or ``unchanged``."""
+    notes: tuple[str, ...]
+
+    def curl(self, url: str) -> str:
+        """A shell line that classifies an image."""
+        return (
+            f"curl --data-binary @IMAGE.png -H 'Content-Type: image/png' "
+            f"{url}/v2/models/{self.version.name}/classify"
+        )
+
+    def python(self, url: str) -> str:
+        """A Python line that does the same."""
+        return (
+            "from pathlib import Path; from serve.client import Client; "
+            f'print(Client("{url}").classify("{self.version.name}", '
+            'Path("IMAGE.png").read_bytes()))'
+        )
+
+
+def deploy(
+    settings: Settings, reference: str, configure: Configure, say: Callable[[str], None]
+) -> Deployed:
+    """Serve a registered version on the connected cluster.
+
+    A model that runs already is rolled over to the version without a lost request; its settings
+    hold unless ``configure`` changes them, in which case its replicas are replaced one by one.
+
+    Raises:
+        RaybridgeError: it cannot be served. What was served before still is.
+    """
+    version, bundle = resolve(settings, reference)
+    cluster = ServeCluster()
+    documents = ServedDocuments(Store(settings.store))
+    with documents.changing(version.name):
+        previous = documents.read(version.name)
+        app = cluster.states().get(version.name)
+        running = app is not None and app.serves
+        base = previous.config if previous and running else ServeConfig()
+        current = cluster.ingress()
+        if current is not None:
+            listening = {"host": current.host, "port": current.port}
+            base = base.with_changes({"http": listening}, "the running Serve")
+        config = configure(base)
+        # Here rather than on the replicas: a bundle that must not be served changes nothing.
+        open_session(bundle, engine=config.replica.engine, num_threads=config.replica.threads)
+        http_ingress = cluster.start(config.http)
+        cluster.begin_root(settings.store, http_ingress)
+        served = ServedVersion(version=version.version, digest=bundle.digest, path=bundle.path)
+        document = next_document(version.name, served, config, previous)
+        if previous is not None and running:
+            action, document, replicas = _change(cluster, documents, previous, document, settings)
+        else:
+            say(f"starting {version.reference} ...")
+            action = "started"
+            replicas = _start(cluster, documents, document, settings, http_ingress, new=app is None)
+    notes = [*http_ingress.notes]
+    for note in (cluster.placement_note(http_ingress), cluster.root_problem()):
+        if note is not None:
+            notes.append(note)
+    _wait_until_answering(http_ingress.url, document)
+    return Deployed(version, bundle, document, http_ingress, replicas, action, tuple(notes))
+
+
+def resolve(settings: Settings, reference: str) -> tuple[ModelVersion, Bundle]:
+    """The registered version and its verified bundle."""
+    tracking = Tracking(settings)
+    version = tracking.resolve(reference)
+    return version, tracking.fetch_bundle(version)
+
+
+def _start(
+    cluster: ServeCluster,
+    documents: ServedDocuments,
+    document: ServedDocument,
+    settings: Settings,
+    http_ingress: Ingress,
+    *,
+    new: bool,
+) -> int:
+    documents.write(document)
+    try:
+        cluster.run_model(document.model, settings.store, document.config, http_ingress)
+    except RaybridgeError:
+        if new:
+            # Nothing of this model ran before, so nothing of it is to stay.
+            cluster.delete([document.model], and_root=False)
+            documents.remove(document.model)
+        raise
+    state = cluster.states().get(document.model)
+    return state.running if state else 0
+
+
+def _change(
+    cluster: ServeCluster,
+    documents: ServedDocuments,
+    previous: ServedDocument,
+    document: ServedDocument,
+    settings: Settings,
+) -> tuple[str, ServedDocument, int]:
+    """Bring a running model to a new version, new settings, or both."""
+    model = document.model
+    fleet = cluster.fleet(model)
+    same_versions = previous.versions == document.versions
+    same_settings = previous.config == document.config
+    if same_versions and same_settings:
+        return "unchanged", previous, cluster.states()[model].running
+    replicas = roll_out(documents, fleet, document)
+    if same_settings:
+        return "rolled out", document, replicas
+    http_ingress = cluster.ingress()
+    if http_ingress is None:
+        raise ServingError("Ray Serve ended during the rollout")
+    try:
+        cluster.run_model(model, settings.store, document.config, http_ingress)
+    except RaybridgeError:
+        # Serve keeps the replicas that run; the document tells which settings they have.
+        restored = document.model_copy(
+            update={"generation": document.generation + 1, "config": previous.config}
+        )
+        documents.write(restored)
+        raise
+    return "replaced", document, cluster.states()[model].running
+
+
+def _wait_until_answering(url: str, document: ServedDocument) -> None:
+    """The routes of the proxy follow the replicas by a moment."""
+    if document.config.scaling.min_replicas == 0:
+        return
+    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+    with Client(url, retry_for_s=0) as client:
+        while not (client.ready(document.model)):
+            if time.monotonic() > deadline:
+                raise ServingError(
+                    f"replicas of {document.model!r} run, but {url} does not reach them"
+                )
+            time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """What ``status`` tells of one model."""
+
+    name: str
+    application: ApplicationState
+    document: ServedDocument | None
+    generations: tuple[int, ...]
+    """Of the running replicas."""
+    problems: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        document = self.document
+        return {
+            "name": self.name,
+            "status": self.application.status,
+            "message": self.application.message,
+            "replicas": {"running": self.application.running, "target": self.application.target},
+            "generation": document.generation if document else None,
+            "replica_generations": list(self.generations),
+            "versions": [
+                {"version": one.version, "share": one.share, "digest": one.digest}
+                for one in (document.versions if document else ())
+            ],
+            "config": document.config.model_dump(mode="json") if document else None,
+            "problems": list(self.problems),
+        }
+
+
+def status(settings: Settings) -> tuple[Ingress | None, list[ModelStatus]]:
+    """The ingress and every model of the connected cluster."""
+    cluster = ServeCluster()
+    http_ingress = cluster.ingress()
+    if http_ingress is None:
+        return None, []
+    documents = ServedDocuments(Store(settings.store))
+    found = []
+    for name, application in cluster.states().items():
+        problems = []
+        states: list[dict[str, Any]] = []
+        document = None
+        try:
+            document = documents.read(name)
+            states = cluster.fleet(name).call_all("state", timeout_s=_STATE_TIMEOUT_S)
+        except RaybridgeError as error:
+            problems.append(str(error))
+        problems += sorted({str(state["problem"]) for state in states if state["problem"]})
+        generations = tuple(sorted(state["generation"] for state in states))
+        found.append(ModelStatus(name, application, document, generations, tuple(problems)))
+    return http_ingress, found
+
+
+def down(settings: Settings, model: str | None) -> list[str]:
+    """End one model, or all of ours; the last one takes Serve with it. Returns what ended.
+
+    Raises:
+        NotFoundError: the model is not served.
+    """
+    cluster = ServeCluster()
+    documents = ServedDocuments(Store(settings.store))
+    if cluster.ingress() is None:
+        if model is not None:
+            raise NotFoundError(f"model {model!r} is not served: Ray Serve does not run")
+        return []
+    served = list(cluster.states())
+    if model is not None and model not in served:
+        raise NotFoundError(
+            f"model {model!r} is not served; there are: {', '.join(served) or 'none'}"
+        )
+    ending = [model] if model is not None else served
+    ends_serve = len(ending) == len(served) and not cluster.others()
+    with contextlib.ExitStack() as held:
+        for name in ending:
+            held.enter_context(documents.changing(name))
+        if ends_serve:
+            cluster.shutdown()
+        else:
+            cluster.delete(ending, and_root=len(ending) == len(served))
+        for name in ending:
+            documents.remove(name)
+    return ending
+
+
+def only_model(client: Client) -> str:
+    """The one model that a server serves.
+
+    Raises:
+        UserError: it serves none or several.
+    """
+    names = [str(model["name"]) for model in client.models()]
+    if len(names) != 1:
+        listed = ", ".join(names) or "none"
+        raise UserError(f"say which model with --model; {client.address} serves: {listed}")
+    return names[0]

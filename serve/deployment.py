@@ -1,0 +1,344 @@
+"""Ray Serve, as far as we use it: start, applications, replicas, state, end."""
+
+import contextlib
+import logging
+import socket
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.serve as ray_serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.api import RunTarget
+from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+import serve
+from cluster import ingress
+from cluster.errors import RaybridgeError, ResourceError, ServingError, UserError
+from serve.config import HttpConfig, ServeConfig
+from serve.replica import APP_PREFIX, ROOT_APP, ModelReplica, RootReplica
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+_ANY_HOSTS = frozenset({"0.0.0.0", "::"})
+_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+_NAMESPACE = "serve"
+_DEPLOYMENT = "model"
+_HEALTH_PERIOD_S = 2.0
+_ROOT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Ingress:
+    """How HTTP reaches the replicas of this cluster."""
+
+    host: str
+    port: int
+    haproxy: bool
+    """HAProxy hands requests straight to replicas; else Serve's Python proxy is in between."""
+    notes: tuple[str, ...] = ()
+    """What is slower or narrower than it could be, and why; one line each."""
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches it."""
+        host = "127.0.0.1" if self.host in _ANY_HOSTS else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def urls(self) -> list[str]:
+        """Every address that should work."""
+        if self.host not in _ANY_HOSTS:
+            return [self.url]
+        others = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
+        return [self.url, *(f"http://{ip}:{self.port}" for ip in others if ip != "127.0.0.1")]
+
+
+@dataclass(frozen=True)
+class ApplicationState:
+    """A model's application."""
+
+    status: str
+    """Ray's word: RUNNING, DEPLOYING, UNHEALTHY, DEPLOY_FAILED, DELETING."""
+    message: str
+    running: int
+    target: int
+
+    @property
+    def serves(self) -> bool:
+        """Whether it answers, or sleeps until it is asked."""
+        return self.status == "RUNNING" or (self.running > 0 and self.status != "DELETING")
+
+
+class ServeCluster:
+    """Ray Serve on the connected Ray cluster."""
+
+    def __init__(self) -> None:
+        # Serve tells every step at INFO on standard error; ours is one line for each result.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+    def ingress(self) -> Ingress | None:
+        """The running ingress, or None if Serve does not run."""
+        try:
+            controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+            options, proxies = self._ask(controller)
+        except ValueError:
+            return None
+        except RayError as error:
+            raise ServingError(f"Serve's controller does not answer: {_reason(error)}") from None
+        haproxy = any("HAProxyManager" in repr(proxy) for proxy in proxies.values())
+        notes = () if haproxy else ("Serve's Python proxy is the ingress, not HAProxy",)
+        return Ingress(options.host or "0.0.0.0", options.port, haproxy, notes)
+
+    @staticmethod
+    def _ask(controller: Any) -> tuple[HTTPOptions, Mapping[str, Any]]:
+        answers: Any = ray.get(
+            [controller.get_http_config.remote(), controller.get_proxies.remote()], timeout=30
+        )
+        return answers[0], answers[1]
+
+    def start(self, http: HttpConfig) -> Ingress:
+        """Start Serve with our switches, or take the one that runs.
+
+        Raises:
+            ResourceError: the port is taken.
+            UserError: Serve runs already and listens elsewhere.
+        """
+        running = self.ingress()
+        if running is not None:
+            if (running.host, running.port) != (http.host, http.port):
+                raise UserError(
+                    f"Ray Serve runs already, on {running.host}:{running.port}: leave out --host "
+                    "and --port, or end it first with `python -m serve down`"
+                )
+            if not running.haproxy:
+                note = (
+                    "Ray Serve was started before, without HAProxy: its Python proxy stands in "
+                    "front of the replicas and several times fewer requests get through; "
+                    "`python -m serve down --all` and deploy again to change that"
+                )
+                return Ingress(running.host, running.port, False, (note,))
+            return running
+        _require_free_port(http)
+        problem = ingress.haproxy_problem()
+        if problem is not None:
+            ray_serve.start(http_options=HTTPOptions(host=http.host, port=http.port))
+            note = f"{problem}: Serve's Python proxy serves, with several times fewer requests/s"
+            return Ingress(http.host, http.port, False, (note,))
+        folder = _haproxy_folder()
+        ingress.install_wrapper(folder)
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        switches = ingress.controller_switches(folder, num_cpus=cpus)
+        ray_serve.start(
+            http_options=HTTPOptions(host=http.host, port=http.port),
+            controller_options={"runtime_env": {"env_vars": switches}},
+        )
+        return Ingress(http.host, http.port, haproxy=True)
+
+    def placement_note(self, http_ingress: Ingress) -> str | None:
+        """Why replicas stay on one node of several, if they do."""
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        if nodes < 2 or http_ingress.host not in LOOPBACK_HOSTS:
+            return None
+        return (
+            f"replicas stay on the head node, one of {nodes}: HTTP listens on loopback; "
+            "--host 0.0.0.0 spreads them"
+        )
+
+    def run_model(
+        self, name: str, store_root: Path, config: ServeConfig, http_ingress: Ingress
+    ) -> None:
+        """Run or replace the application of a model; returns when its replicas answer.
+
+        Raises:
+            ServingError: it does not come up.
+        """
+        folder = str(_haproxy_folder()) if http_ingress.haproxy else None
+        replica = config.replica
+        deployment = ray_serve.deployment(
+            name=_DEPLOYMENT,
+            autoscaling_config=AutoscalingConfig(
+                min_replicas=config.scaling.min_replicas,
+                initial_replicas=max(1, config.scaling.min_replicas),
+                max_replicas=config.scaling.max_replicas,
+                target_ongoing_requests=config.scaling.target_ongoing_requests,
+                upscale_delay_s=config.scaling.upscale_delay_s,
+                downscale_delay_s=config.scaling.downscale_delay_s,
+                look_back_period_s=10.5,
+            ),
+            # Above our own bound, so that refusals are ours: JSON with Retry-After.
+            max_ongoing_requests=2 * replica.max_queued + 100,
+            ray_actor_options=_actor_options(
+                http_ingress, {"OMP_NUM_THREADS": str(replica.threads)}
+            ),
+            health_check_period_s=_HEALTH_PERIOD_S,
+            graceful_shutdown_timeout_s=20,
+            max_surge_percent=100,
+            max_constructor_retry_count=3,
+            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        )
+        target = deployment(ModelReplica).bind(
+            name, str(store_root), replica, folder, http_ingress.host in LOOPBACK_HOSTS
+        )
+        _run(target, f"{APP_PREFIX}{name}", f"/v2/models/{name}")
+
+    def begin_root(self, store_root: Path, http_ingress: Ingress) -> None:
+        """Set the root application going unless it runs."""
+        app = ray_serve.status().applications.get(ROOT_APP)
+        if app is not None and app.status == ApplicationStatus.RUNNING:
+            return
+        deployment = ray_serve.deployment(
+            name="root",
+            num_replicas=1,
+            max_ongoing_requests=1000,
+            ray_actor_options=_actor_options(http_ingress, {}),
+            max_surge_percent=100,
+            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        )
+        target = RunTarget(
+            deployment(RootReplica).bind(str(store_root), http_ingress.host in LOOPBACK_HOSTS),
+            ROOT_APP,
+            "/",
+        )
+        with contextlib.suppress(RuntimeError, ValueError, RayServeException, RayError):
+            ray_serve.run_many([target], wait_for_applications_running=False)
+
+    def root_problem(self) -> str | None:
+        """Wait for the root application; returns why it does not come up, if it does not."""
+        deadline = time.monotonic() + _ROOT_TIMEOUT_S
+        status, message = "missing", "another application may hold the route /"
+        while time.monotonic() < deadline:
+            app = ray_serve.status().applications.get(ROOT_APP)
+            if app is None or app.status == ApplicationStatus.DEPLOY_FAILED:
+                break
+            if app.status == ApplicationStatus.RUNNING:
+                return None
+            status, message = app.status.value, app.message
+            time.sleep(0.1)
+        return f"/v2/health and /v2/models are not served ({status}): {' '.join(message.split())}"
+
+    def states(self) -> dict[str, ApplicationState]:
+        """Applications of ours by model."""
+        if self.ingress() is None:
+            return {}
+        client = _get_global_client()
+        details: Mapping[str, Any] = client.get_serve_details() if client else {"applications": {}}
+        states: dict[str, ApplicationState] = {}
+        for app_name, app in sorted(details["applications"].items()):
+            if not app_name.startswith(APP_PREFIX):
+                continue
+            deployments = app["deployments"].values()
+            replicas = [replica for one in deployments for replica in one["replicas"]]
+            states[app_name.removeprefix(APP_PREFIX)] = ApplicationState(
+                status=ApplicationStatus(app["status"]).value,
+                message=str(app["message"]),
+                running=sum(replica["state"] == "RUNNING" for replica in replicas),
+                target=sum(one["target_num_replicas"] for one in deployments),
+            )
+        return states
+
+    def others(self) -> list[str]:
+        """Applications on this Serve that are not ours."""
+        names = ray_serve.status().applications
+        return [name for name in names if name != ROOT_APP and not name.startswith(APP_PREFIX)]
+
+    def fleet(self, model: str) -> "RayFleet":
+        """The replicas of a model."""
+        return RayFleet(model)
+
+    def delete(self, models: Sequence[str], *, and_root: bool) -> None:
+        """End applications; requests in work are answered."""
+        names = [f"{APP_PREFIX}{model}" for model in models] + [ROOT_APP] * and_root
+        client = _get_global_client()
+        if client is not None:
+            client.delete_apps(names, blocking=True)
+
+    def shutdown(self) -> None:
+        """End Serve with everything on it."""
+        ray_serve.shutdown()
+
+
+class RayFleet:
+    """The running replicas of one model; see :class:`serve.rollout.Fleet`."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._handle = ray_serve.get_deployment_handle(_DEPLOYMENT, f"{APP_PREFIX}{model}")
+
+    def call_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        """Call a method on every running replica."""
+        state = ServeCluster().states().get(self._model)
+        if state is None or state.running == 0:
+            return []
+        try:
+            return list(self._handle.broadcast(method, *args).results(timeout_s=timeout_s))
+        except TimeoutError:
+            raise ServingError(
+                f"replicas of {self._model!r} did not finish {method} within {timeout_s:.0f} s"
+            ) from None
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RaybridgeError):
+                raise cause from None
+            raise ServingError(f"{method} failed on a replica: {_reason(error)}") from None
+        except (RayError, RayServeException) as error:
+            raise ServingError(f"{method} failed on a replica: {_reason(error)}") from None
+
+
+def _run(target: Any, app_name: str, route_prefix: str) -> None:
+    try:
+        ray_serve.run(target, name=app_name, route_prefix=route_prefix)
+    except (RuntimeError, ValueError, RayServeException, RayError) as error:
+        raise ServingError(f"{route_prefix} does not come up: {_reason(error)}") from None
+
+
+def _actor_options(http_ingress: Ingress, env_vars: dict[str, str]) -> dict[str, Any]:
+    switches = (
+        ingress.replica_switches() if http_ingress.haproxy else ingress.plain_replica_switches()
+    )
+    options: dict[str, Any] = {
+        # Nothing is reserved: on two CPUs a tenth of one would keep a two-worker trainer waiting.
+        "num_cpus": 0,
+        "runtime_env": {"env_vars": {**switches, **_import_path(), **env_vars}},
+    }
+    if http_ingress.host in LOOPBACK_HOSTS:
+        options["resources"] = {"node:__internal_head__": 0.0001}
+    return options
+
+
+def _import_path() -> dict[str, str]:
+    """Lets replicas import us from a checkout; an installed package needs nothing."""
+    root = Path(serve.__file__).resolve().parents[1]
+    if root == Path(sysconfig.get_path("purelib")).resolve():
+        return {}
+    return {"PYTHONPATH": str(root)}
+
+
+def _haproxy_folder() -> Path:
+    node: Any = ray._private.worker._global_node
+    return ingress.haproxy_folder(Path(node.get_temp_dir_path()))
+
+
+def _require_free_port(http: HttpConfig) -> None:
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except OSError as error:
+            raise ResourceError(
+                f"{http.host}:{http.port} cannot be listened on: {error.strerror}; "
+                "choose another with --port"
+            ) from None
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error that says something: Ray puts whole traces into messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:400] if lines else type(error).__name__

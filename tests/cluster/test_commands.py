@@ -1,0 +1,115 @@
+"""``python -m cluster`` where it needs no cluster: help, errors, recorded runs and models."""
+
+import time
+from pathlib import Path
+
+import pytest
+from bundles import write_bundle
+from harness import RunCli
+
+from cluster.settings import Settings
+from cluster.tracking import Tracking
+
+COMMANDS = ["up", "down", "status", "submit", "runs", "models"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A store with one run and one model of two versions."""
+    folder = tmp_path_factory.mktemp("recorded")
+    settings = Settings(store=folder / "store", tracking_uri=f"sqlite:///{folder}/store/mlflow.db")
+    tracking = Tracking(settings)
+    log = tracking.start_run("digits-1", {"optim.lr": 0.1}, {"recipe": "digits"})
+    log.metrics({"test/accuracy": 0.98, "train/loss": 0.05, "val/ece": 0.01}, step=1)
+    log.finish("FINISHED")
+    tracking.register("digits", write_bundle(folder / "a", seed=1), run_id=log.run_id)
+    tracking.register("digits", write_bundle(folder / "b", seed=2), run_id=log.run_id)
+    return settings
+
+
+def test_help_is_quick_and_names_every_command(run_cli: RunCli) -> None:
+    run_cli("cluster", "--help")
+    started = time.monotonic()
+    result = run_cli("cluster", "--help")
+    assert time.monotonic() - started < 1.5, "something heavy is imported at the top"
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert f" {command} " in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(run_cli: RunCli, command: str) -> None:
+    result = run_cli("cluster", command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+
+
+@pytest.mark.parametrize("command", [["status"], ["submit", "--", "true"]])
+def test_no_cluster(run_cli: RunCli, tmp_path: Path, command: list[str]) -> None:
+    result = run_cli("cluster", *command, env={"RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": ""})
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == (
+        "error: no Ray cluster is running here; start one with `python -m cluster up` or "
+        "`ray start --head`"
+    )
+
+
+def test_down_with_nothing_up(run_cli: RunCli, tmp_path: Path) -> None:
+    result = run_cli("cluster", "down", "--json", env={"RAYBRIDGE_STORE": str(tmp_path)})
+    assert result.exit_code == 0
+    assert result.json == {"stopped": None}
+    assert "nothing to stop" in result.stderr
+
+
+def test_a_variable_that_is_none(run_cli: RunCli) -> None:
+    result = run_cli("cluster", "submit", "--env", "FOO", "--", "true")
+    assert result.exit_code == 2
+    assert "error: --env FOO: expected NAME=VALUE" in result.stderr
+
+
+def test_runs(run_cli: RunCli, recorded: Settings) -> None:
+    result = run_cli("cluster", "runs", "--json", env=recorded.environment())
+    assert result.exit_code == 0
+    (run,) = result.json["runs"]
+    assert run["name"] == "digits-1"
+    assert run["status"] == "FINISHED"
+    assert run["metrics"]["test/accuracy"] == 0.98
+    assert "test/accuracy 0.98" in result.stderr
+
+
+def test_one_run(run_cli: RunCli, recorded: Settings) -> None:
+    result = run_cli("cluster", "runs", "digits-1", env=recorded.environment())
+    assert result.exit_code == 0
+    for text in ("digits-1", "finished", "test/accuracy", "0.98", "optim.lr", "recipe"):
+        assert text in result.stdout
+
+
+def test_a_run_that_does_not_exist(run_cli: RunCli, recorded: Settings) -> None:
+    result = run_cli("cluster", "runs", "digits-9", "--json", env=recorded.environment())
+    assert result.exit_code == 2
+    assert result.json["exit_code"] == 2
+    assert "no run 'digits-9' is recorded; the newest: digits-1" in result.stderr
+
+
+def test_models(run_cli: RunCli, recorded: Settings) -> None:
+    result = run_cli("cluster", "models", "--json", env=recorded.environment())
+    assert result.exit_code == 0
+    (model,) = result.json["models"]
+    assert model["name"] == "digits"
+    assert [version["version"] for version in model["versions"]] == [2, 1]
+    assert model["versions"][1]["aliases"] == ["champion"]
+    one = run_cli("cluster", "models", "digits", env=recorded.environment())
+    assert "@champion" in one.stdout
+
+
+def test_a_model_that_does_not_exist(run_cli: RunCli, recorded: Settings) -> None:
+    result = run_cli("cluster", "models", "letters", env=recorded.environment())
+    assert result.exit_code == 2
+    assert "error: no model 'letters' in the registry" in result.stderr
+
+
+def test_nothing_recorded_yet(run_cli: RunCli, tmp_path: Path) -> None:
+    env = {"RAYBRIDGE_STORE": str(tmp_path / "store"), "MLFLOW_TRACKING_URI": ""}
+    assert "no runs yet" in run_cli("cluster", "runs", env=env).stdout
+    assert "no models yet" in run_cli("cluster", "models", env=env).stdout

@@ -1,0 +1,196 @@
+"""Whatever a person sends, the decoder gives what a person would see, or says why not."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cluster.images import FORMATS, MAX_BYTES, ImageError, ImageSpec, decode_image, encode_png
+
+GRAY = ImageSpec(height=4, width=4, channels=1)
+RGB = ImageSpec(height=4, width=4, channels=3)
+RED = (255, 0, 0)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def solid(mode: str, color: Any, size: tuple[int, int] = (4, 4)) -> Image.Image:
+    return Image.new(mode, size, color)
+
+
+def pixel(data: bytes, spec: ImageSpec = RGB) -> tuple[int, ...]:
+    decoded = decode_image(data, spec)
+    assert decoded.shape == spec.shape
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.c_contiguous
+    return tuple(int(value) for value in decoded[:, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("image", "seen"),
+    [
+        (solid("L", 200), (200, 200, 200)),
+        (solid("RGB", RED), RED),
+        (solid("RGBA", (*RED, 255)), RED),
+        (solid("RGBA", (*RED, 0)), (255, 255, 255)),
+        (solid("LA", (0, 128)), (127, 127, 127)),
+        (solid("1", 1), (255, 255, 255)),
+        (solid("RGB", RED).convert("P"), RED),
+    ],
+    ids=["gray", "rgb", "opaque", "transparent", "half transparent", "bits", "palette"],
+)
+def test_png_modes(image: Image.Image, seen: tuple[int, ...]) -> None:
+    assert pixel(encoded(image)) == pytest.approx(seen, abs=1)
+
+
+def test_a_transparent_palette_is_laid_on_white() -> None:
+    image = solid("RGB", RED).convert("P")
+    assert pixel(encoded(image, transparency=image.getpixel((0, 0)))) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("sample", "seen"), [(0, 0), (32896, 128), (65535, 255)])
+def test_16_bit_samples_are_scaled(sample: int, seen: int) -> None:
+    samples = np.full((4, 4), sample, np.uint16)
+    assert pixel(encoded(Image.fromarray(samples)), GRAY) == (seen,)
+
+
+def test_cmyk_jpeg() -> None:
+    data = encoded(solid("CMYK", (0, 255, 255, 0), (16, 16)), "JPEG", quality=95)
+    red, green, blue = pixel(data)
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_color_becomes_gray_by_luminance() -> None:
+    assert pixel(encoded(solid("RGB", RED)), GRAY) == (76,)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(solid("RGB", (200, 200, 200), (16, 16)), kind, **options)
+    assert pixel(data) == pytest.approx((200, 200, 200), abs=2)
+
+
+def test_exif_orientation_is_applied() -> None:
+    upright = solid("RGB", (0, 0, 0), (4, 4))
+    upright.paste(RED, (0, 0, 4, 2))  # The upper half is red.
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "Rotate 90 degrees clockwise to view".
+    decoded = decode_image(encoded(lying, "PNG", exif=exif), RGB)
+    expected = decode_image(encoded(upright), RGB)
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [solid("RGB", RED), solid("RGB", (0, 0, 255))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert pixel(data) == RED
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+def test_a_plain_image_stays_plain(resize: Any) -> None:
+    spec = ImageSpec(height=4, width=4, channels=1, resize=resize)
+    decoded = decode_image(encoded(solid("L", 255, (8, 8))), spec)
+    assert decoded.min() == decoded.max() == 255
+
+
+def test_ways_of_resizing_a_wide_image() -> None:
+    wide = solid("L", 0, (16, 4))
+    wide.paste(255, (4, 0, 12, 4))  # White in the middle half.
+    data = encoded(wide)
+    by = {
+        resize: decode_image(data, ImageSpec(height=4, width=4, channels=1, resize=resize))[0]
+        for resize in ("crop", "pad", "stretch")
+    }
+    assert by["crop"].min() == 255, "the sides were cut off"
+    assert by["pad"][0].max() == 0, "black above"
+    assert by["pad"][1:3].max() > 200
+    assert by["stretch"][:, 0].max() < 60
+    assert by["stretch"][:, 2].min() > 200
+
+
+def reason(data: bytes, **limits: int) -> tuple[str, str]:
+    with pytest.raises(ImageError) as error:
+        decode_image(data, RGB, **limits)
+    assert "\n" not in str(error.value)
+    return error.value.reason, str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"%PDF-1.7", b"<svg/>", b"\x80\x04K\x01."])
+def test_no_image(data: bytes) -> None:
+    kind, message = reason(data)
+    assert kind == "format"
+    assert "PNG, JPEG" in message
+
+
+def test_an_image_of_a_format_that_is_not_allowed() -> None:
+    assert reason(encoded(solid("RGB", RED), "PPM"))[0] == "format"
+
+
+def test_too_many_bytes() -> None:
+    assert reason(bytes(MAX_BYTES + 1)) == (
+        "size",
+        f"image of {MAX_BYTES + 1} bytes; at most {MAX_BYTES} are allowed",
+    )
+    assert reason(bytes(11), max_bytes=10)[0] == "size"
+
+
+def _bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes that unpacks to ``width * height`` pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [6_000, 30_000, 1_000_000])
+def test_a_bomb_is_refused_before_it_is_unpacked(side: int) -> None:
+    data = _bomb(side, side)
+    assert len(data) < 1000
+    assert reason(data)[0] == "size"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_a_truncated_image(kind: str, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    assert reason(data[: int(len(data) * kept)])[0] in {"content", "format"}
+
+
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a"]),
+)
+def test_no_bytes_get_past_the_error(data: bytes, start: bytes) -> None:
+    with pytest.raises(ImageError):
+        decode_image(start + data, RGB)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_round_trip(channels: int) -> None:
+    pixels: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(
+        0, 256, (channels, 5, 7), dtype=np.uint8
+    )
+    spec = ImageSpec.decode({"height": 5, "width": 7, "channels": channels}, "spec")
+    np.testing.assert_array_equal(decode_image(encode_png(pixels), spec), pixels)

@@ -1,0 +1,188 @@
+"""The registry, on a real MLflow over SQLite."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from bundles import write_bundle
+
+from cluster.errors import BundleError, NotFoundError, RaybridgeError, UserError
+from cluster.settings import Settings
+from cluster.store import Store
+from cluster.tracking import CHALLENGER, CHAMPION, Tracking
+
+
+@pytest.fixture(scope="module")
+def module_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("tracking")
+    return Settings(store=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def tracking(module_settings: Settings) -> Tracking:
+    """Shared by the module: MLflow takes seconds to make its tables. Tests use names apart."""
+    return Tracking(module_settings)
+
+
+def test_the_first_version_becomes_champion(tracking: Tracking, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "a", run="first-run")
+    version = tracking.register("first", bundle, run_id=None)
+    assert version.reference == "first:1"
+    assert version.aliases == (CHAMPION,)
+    assert version.digest == bundle.digest
+    assert version.run == "first-run"
+    assert version.metrics == {"test/accuracy": 0.9}
+    assert version.created_ms > 0
+    second = tracking.register("first", write_bundle(tmp_path / "b", seed=1), run_id=None)
+    assert second.reference == "first:2"
+    assert second.aliases == ()
+
+
+def test_registering_again_is_no_new_version(tracking: Tracking, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "a")
+    first = tracking.register("again", bundle, run_id=None)
+    second = tracking.register("again", bundle, run_id=None, aliases=(CHALLENGER,))
+    assert second.version == first.version
+    assert second.aliases == (CHALLENGER, CHAMPION)
+    assert len(tracking.versions("again")) == 1
+
+
+def test_aliases_move(tracking: Tracking, tmp_path: Path) -> None:
+    one = tracking.register("moving", write_bundle(tmp_path / "a", seed=1), run_id=None)
+    two = tracking.register(
+        "moving", write_bundle(tmp_path / "b", seed=2), run_id=None, aliases=(CHALLENGER,)
+    )
+    assert tracking.resolve("moving") == one
+    assert tracking.resolve("moving@challenger") == two
+    assert tracking.resolve("moving:2") == two
+    moved = tracking.set_alias(two, CHAMPION)
+    assert moved.aliases == (CHALLENGER, CHAMPION)
+    assert tracking.resolve("moving").version == 2
+    assert tracking.resolve("moving:1").aliases == ()
+    listed = tracking.versions("moving")
+    assert [(version.version, version.aliases) for version in listed] == [
+        (2, (CHALLENGER, CHAMPION)),
+        (1, ()),
+    ]
+    assert ("moving", listed) in tracking.models()
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("nobody", NotFoundError, "no model 'nobody' in the registry; there are: .*known"),
+        ("known@rookie", NotFoundError, "has no alias @rookie; versions: 1 @champion"),
+        ("known:9", NotFoundError, "has no version 9; versions: 1 @champion"),
+        ("known:new", UserError, "expected MODEL, MODEL@ALIAS or MODEL:VERSION"),
+        ("known@a@b", UserError, "expected MODEL"),
+        ("", UserError, "expected MODEL"),
+        ("a' OR 1=1", UserError, "use 1-64 letters"),
+    ],
+)
+def test_references_that_lead_nowhere(
+    tracking: Tracking,
+    tmp_path: Path,
+    reference: str,
+    error: type[UserError],
+    message: str,
+) -> None:
+    tracking.register("known", write_bundle(tmp_path / "a"), run_id=None)
+    with pytest.raises(error, match=message):
+        tracking.resolve(reference)
+
+
+def test_a_bundle_is_fetched_once_and_verified(
+    tracking: Tracking, module_settings: Settings, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path / "a", seed=3)
+    version = tracking.register("fetched", bundle, run_id=None)
+    shutil.rmtree(bundle.path)
+    fetched = tracking.fetch_bundle(version)
+    assert fetched.digest == bundle.digest
+    assert fetched.path == Store(module_settings.store).bundle_cache / bundle.digest
+    changed_at = fetched.path.stat().st_mtime_ns
+    assert tracking.fetch_bundle(version).path.stat().st_mtime_ns == changed_at
+
+
+def test_a_cached_bundle_that_was_tampered_with(tracking: Tracking, tmp_path: Path) -> None:
+    version = tracking.register("spoiled", write_bundle(tmp_path / "a", seed=4), run_id=None)
+    fetched = tracking.fetch_bundle(version)
+    (fetched.path / "model.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match="was changed"):
+        tracking.fetch_bundle(version)
+
+
+def test_a_bundle_swapped_in_the_registry(
+    tracking: Tracking, module_settings: Settings, tmp_path: Path
+) -> None:
+    version = tracking.register("swapped", write_bundle(tmp_path / "a", seed=5), run_id=None)
+    other = write_bundle(tmp_path / "b", seed=6)
+    cache = Store(module_settings.store).bundle_cache / version.digest
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(other.path, cache)
+    with pytest.raises(RaybridgeError, match="not the one that was registered"):
+        tracking.fetch_bundle(version)
+    assert tracking.fetch_bundle(version).digest == version.digest, "the next try fetches it anew"
+
+
+def test_runs(tracking: Tracking, tmp_path: Path) -> None:
+    log = tracking.start_run("walk-1", {"epochs": 2}, {"recipe": "digits"})
+    log.metrics({"val/accuracy": 0.5}, step=1)
+    log.metrics({"val/accuracy": 0.75}, step=2)
+    assert tracking.run("walk-1").status == "RUNNING"
+    assert tracking.run("walk-1").seconds is None
+    artifact = tmp_path / "report.html"
+    artifact.write_text("<p>")
+    log.artifact(artifact)
+    log.finish("FINISHED")
+    assert log.failures == 0
+    run = tracking.run("walk-1")
+    assert run == tracking.run(log.run_id)
+    assert run.status == "FINISHED"
+    assert run.metrics == {"val/accuracy": 0.75}
+    assert run.params == {"epochs": "2"}
+    assert run.tags["recipe"] == "digits"
+    assert run.seconds is not None
+    assert run.seconds >= 0
+    assert run in tracking.runs()
+    assert len(tracking.runs(limit=1)) == 1
+
+
+def test_a_run_goes_on(tracking: Tracking) -> None:
+    log = tracking.start_run("long-1", {}, {})
+    log.finish("FAILED")
+    again = tracking.resume_run(log.run_id)
+    again.metrics({"loss": 1.0}, step=3)
+    again.finish("FINISHED")
+    assert tracking.run("long-1").status == "FINISHED"
+    assert tracking.run("long-1").metrics == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("name", ["nothing", "it's", ""])
+def test_a_run_that_does_not_exist(tracking: Tracking, name: str) -> None:
+    with pytest.raises(NotFoundError, match=r"no run .* is recorded; the newest: "):
+        tracking.run(name)
+
+
+def test_a_bundle_joins_the_run_that_made_it(tracking: Tracking, tmp_path: Path) -> None:
+    log = tracking.start_run("maker-1", {}, {})
+    log.finish("FINISHED")
+    before = len(tracking.runs())
+    tracking.register("made", write_bundle(tmp_path / "a", seed=7), run_id=log.run_id)
+    assert len(tracking.runs()) == before
+
+
+def test_failed_writes_are_counted_and_training_goes_on(tracking: Tracking) -> None:
+    log = tracking.start_run("unlucky-1", {}, {})
+    log.run_id = "no-such-run"
+    log.metrics({"loss": 1.0}, step=1)
+    log.finish("FINISHED")
+    assert log.failures == 2
+    assert "no-such-run" in log.last_failure
+
+
+def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings = Settings(store=tmp_path, tracking_uri="http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
+        Tracking(settings)

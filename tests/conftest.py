@@ -1,0 +1,144 @@
+"""Fixtures that every test may ask for, and the two rules that hold for all of them.
+
+Tests never see the machine's own cluster, token, store or tracking server. Where a test stands
+decides its marker: ``tests/{cluster,train,serve}`` are plain tests without a cluster,
+``tests/integration`` shares one Ray, ``tests/e2e`` and ``tests/behaviour`` do as they say.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import ROOT, NeedPackage, RunCli, free_port, run_module
+
+from cluster.settings import STORE_VARIABLE, TRACKING_VARIABLE, Settings
+from cluster.store import Store
+
+pytest_plugins = ["digits"]
+
+FOLDER_MARKERS = {"integration": "integration", "e2e": "e2e", "behaviour": "behaviour"}
+# Beginning of the reason of a skip that continuous integration does not accept.
+MISSING_PACKAGE = "Debian package"
+
+# Variables of the developer's shell that would change what is tested.
+_FOREIGN_VARIABLES = (
+    *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"),
+    *("RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR", STORE_VARIABLE, TRACKING_VARIABLE),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by the folder it stands in."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(FOLDER_MARKERS.get(folder, "unit"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In continuous integration, a skip for want of a Debian package is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return
+    skips = [str(report.longrepr) for report in reporter.stats.get("skipped", [])]
+    wanted = [skip for skip in skips if MISSING_PACKAGE in skip]
+    if wanted and os.environ.get("RAYBRIDGE_CI") and exitstatus == 0:
+        reporter.write_line(f"skipped for want of a package: {wanted}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def need_debian_package() -> NeedPackage:
+    """Skip the test unless a program, or a path, of a Debian package is there."""
+
+    def need(package: str, *, path: str = "", program: str = "") -> None:
+        there = Path(path).exists() if path else shutil.which(program or package) is not None
+        if not there:
+            pytest.skip(f"{MISSING_PACKAGE} {package} is not installed")
+
+    return need
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_machine() -> Iterator[Path]:
+    """A home and a Ray folder of this test session's own, in place of the user's."""
+    # Short: a Unix socket's path may have 107 bytes, and Ray appends some 60.
+    folder = Path(tempfile.mkdtemp(prefix="rb", dir="/tmp"))
+    (folder / "home").mkdir()
+    saved = dict(os.environ)
+    for name in _FOREIGN_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ |= {
+        "HOME": str(folder / "home"),
+        "RAY_TMPDIR": str(folder),
+        STORE_VARIABLE: str(folder / "store"),
+        # Workers and commands find the checkout, from whatever folder they are started.
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [saved.get("PYTHONPATH")])]),
+        "NO_COLOR": "1",
+        "COLUMNS": "120",
+    }
+    yield folder
+    os.environ.clear()
+    os.environ |= saved
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Whatever a test, or Ray inside it, does to the environment ends with the test."""
+    saved = dict(os.environ)
+    yield
+    if dict(os.environ) != saved:
+        os.environ.clear()
+        os.environ |= saved
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A fresh store, with MLflow's SQLite inside."""
+    return _settings_at(tmp_path / "store")
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    """The store of ``settings``."""
+    return Store(settings.store)
+
+
+@pytest.fixture(scope="session")
+def shared_settings(own_machine: Path) -> Settings:
+    """One store for the whole session: what is dear to make is made once in it."""
+    return _settings_at(own_machine / "shared")
+
+
+@pytest.fixture(scope="session")
+def ray_session(shared_settings: Settings) -> Iterator[Settings]:
+    """One Ray cluster of two CPUs for the whole session, that commands join by ``RAY_ADDRESS``.
+
+    It is started as a user does, by ``up``, so that commands in processes of their own can join
+    it; a test that wants to be a driver itself uses ``connect(ray_session)``.
+    """
+    from cluster import head
+
+    info = head.up(
+        shared_settings, num_cpus=2, port=free_port(), dashboard_port=free_port(), num_gpus=0
+    )
+    # Set for the session, so that the guard around each test takes it for granted.
+    os.environ["RAY_ADDRESS"] = info.address
+    yield shared_settings
+    os.environ.pop("RAY_ADDRESS", None)
+    head.down(shared_settings)
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> RunCli:
+    """Run a command of ours in a process of its own."""
+
+    return run_module
+
+
+def _settings_at(folder: Path) -> Settings:
+    return Settings(store=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db")

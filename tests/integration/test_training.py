@@ -1,0 +1,179 @@
+"""Training on a real cluster: two DDP workers, a kill, a resume, and what a run leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from digits import RegisteredModel
+from harness import ROOT, CliResult, RunCli
+
+from cluster.dataset import Dataset
+from cluster.events import Event, read_events
+from cluster.runtime import open_session
+from cluster.settings import Settings
+from cluster.store import Store
+from cluster.tracking import Tracking
+from train.export import load_classifier
+from train.fit import FitOutcome
+from train.loop import predict_shard
+from train.runs import Run, find_run
+
+# Slow enough for a kill to fall into the middle of an epoch.
+SLOW_RUN = (
+    *("fit", "small-resnet", "--data", "digits", "--workers", "2"),
+    *("--set", "epochs=3", "--set", "batch_size=16", "--set", "model.width=32"),
+    *("--set", "checkpoint.every_s=0.2"),
+)
+
+
+def test_two_workers_reach_the_accuracy_that_the_readme_states(digits_fit: FitOutcome) -> None:
+    assert digits_fit.result.workers == 2
+    assert digits_fit.result.restarts == 0
+    assert digits_fit.result.failures == {"checkpoints": 0, "tracking": 0}
+    assert digits_fit.evaluation.accuracy >= 0.98
+    assert digits_fit.evaluation.images == 359
+
+
+def test_a_run_leaves_its_record(digits_fit: FitOutcome, ray_session: Settings) -> None:
+    run = digits_fit.run
+    assert run.config().resources.workers == 2
+    events = list(read_events(run.events_file))
+    starts = [event for event in events if event["kind"] == "start"]
+    assert len(starts) == 1
+    assert len({worker["pid"] for worker in starts[0]["workers"]}) == 2
+    assert sum(event["kind"] == "epoch" for event in events) == run.config().epochs
+    info = run.info()
+    assert info.mlflow_run_id is not None
+    (record,) = [row for row in Tracking(ray_session).runs() if row.run_id == info.mlflow_run_id]
+    assert record.status == "FINISHED"
+    assert record.metrics["test_accuracy"] == digits_fit.evaluation.accuracy
+
+
+def test_the_report_needs_nothing_else(digits_fit: FitOutcome) -> None:
+    page = digits_fit.run.report_file.read_text("utf-8")
+    assert f"{100 * digits_fit.evaluation.accuracy:.2f} %" in page
+    for part in ('id="curves"', 'id="confusion"', 'id="classes"', "Worst mistakes", "<svg"):
+        assert part in page
+    assert page.count("data:image/png;base64,") == sum(
+        sum(row) - row[index] for index, row in enumerate(digits_fit.evaluation.confusion)
+    )
+    # Namespaces of SVG are names; nothing is fetched.
+    fetched = re.findall(r'(?:src|href)="(?!data:|#)([^"]+)"', page)
+    assert fetched == []
+
+
+def test_the_bundle_gives_pytorchs_answers(
+    digits_fit: FitOutcome, digits_bundle: RegisteredModel, ray_session: Settings
+) -> None:
+    manifest = digits_bundle.bundle.manifest
+    assert manifest.parity.images == 359
+    assert manifest.parity.labels_equal
+    assert manifest.parity.max_abs_diff < 1e-4
+    assert manifest.lineage.run == digits_fit.run.name
+    assert manifest.metrics["accuracy"] == digits_fit.evaluation.accuracy
+    dataset = digits_fit.run.dataset(Store(ray_session.store))
+    test = dataset.split("test")
+    expected = predict_shard(load_classifier(digits_fit.run, dataset), test, torch.device("cpu"))
+    session = open_session(digits_bundle.bundle)
+    for batch in (1, 2, 3, 64, 359):
+        got = session.run(test.images[:batch])
+        assert np.abs(got - expected[:batch]).max() < 1e-4
+
+
+def test_evaluate_again_gives_the_same_figures(
+    digits_fit: FitOutcome, ray_session: Settings, run_cli: RunCli
+) -> None:
+    done = run_cli("train", "evaluate", "digits-run", "--json", env=ray_session.environment())
+    assert done.exit_code == 0, done.stderr
+    assert done.json["accuracy"] == digits_fit.evaluation.accuracy
+    assert done.json["confusion"] == [list(row) for row in digits_fit.evaluation.confusion]
+
+
+def test_killing_a_worker_changes_no_bit(
+    ray_session: Settings, digits_dataset: Dataset, run_cli: RunCli
+) -> None:
+    environment = ray_session.environment()
+    whole = run_cli("train", *SLOW_RUN, "--name", "whole", "--json", env=environment)
+    assert whole.exit_code == 0, whole.stderr
+    process = start_fit("killed", environment)
+    run = wait_for_run(ray_session, "killed")
+    progress = wait_for_event(run, "progress", process)
+    start = next(event for event in read_events(run.events_file) if event["kind"] == "start")
+    assert 0 < progress["step"] < progress["total_steps"]
+    os.kill(start["workers"][1]["pid"], signal.SIGKILL)
+    killed = finish(process)
+    assert killed.exit_code == 0, killed.stderr
+    assert killed.json["restarts"] == 1
+    assert "a worker died" in killed.stderr
+    starts = [event for event in read_events(run.events_file) if event["kind"] == "start"]
+    assert starts[1]["step"] > 0
+    assert killed.json["weights_sha256"] == whole.json["weights_sha256"]
+
+
+def test_a_driver_that_was_killed_is_resumed_to_the_same_bits(
+    ray_session: Settings, digits_dataset: Dataset, run_cli: RunCli
+) -> None:
+    environment = ray_session.environment()
+    process = start_fit("cut-off", environment)
+    run = wait_for_run(ray_session, "cut-off")
+    wait_for_event(run, "epoch", process)
+    process.kill()
+    process.communicate()
+    unfinished = run_cli("train", "export", "cut-off", env=environment)
+    assert unfinished.exit_code == 2
+    assert "has not finished; go on with: python -m train resume cut-off" in unfinished.stderr
+    resumed = run_cli("train", "resume", "cut-off", "--json", env=environment)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "going on from step" in resumed.stderr
+    whole = find_run(Store(ray_session.store), "whole").result()
+    assert resumed.json["weights_sha256"] == whole.weights_sha256
+    again = run_cli("train", "resume", "cut-off", env=environment)
+    assert again.exit_code == 2
+    assert "has finished its 3 epochs; ask for more with --epochs" in again.stderr
+
+
+def start_fit(name: str, environment: dict[str, str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", *SLOW_RUN, "--name", name, "--json"],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> CliResult:
+    stdout, stderr = process.communicate(timeout=300)
+    return CliResult(process.returncode, stdout, stderr)
+
+
+def wait_for_run(settings: Settings, name: str, timeout_s: float = 60) -> Run:
+    deadline = time.monotonic() + timeout_s
+    path: Path = Store(settings.store).runs / name
+    while not (path / "run.json").is_file():
+        assert time.monotonic() < deadline, f"no run {name}"
+        time.sleep(0.1)
+    return Run(path)
+
+
+def wait_for_event(
+    run: Run, kind: str, process: "subprocess.Popen[str]", timeout_s: float = 120
+) -> Event:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for event in read_events(run.events_file):
+            if event["kind"] == kind:
+                return event
+        if process.poll() is not None:
+            pytest.fail(f"the run ended too soon: {json.dumps(process.communicate())}")
+        time.sleep(0.05)
+    pytest.fail(f"no {kind} of run {run.name} within {timeout_s} s")

@@ -1,0 +1,55 @@
+"""Digits, gone once for the whole test session by the real code: data set, run, bundle."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from cluster.bundle import Bundle
+from cluster.dataset import Dataset
+from cluster.session import connect
+from cluster.settings import Settings
+from cluster.store import Store
+from cluster.tracking import Tracking
+from train.data.ingest import ingest
+from train.data.sources import read_source
+from train.export import export_run
+from train.fit import FitOutcome, fit, prepare
+from train.recipes import get_recipe
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version in the registry of the session's store."""
+
+    name: str
+    version: int
+    bundle: Bundle
+
+
+@pytest.fixture(scope="session")
+def digits_dataset(shared_settings: Settings) -> Dataset:
+    """Digits in the session's store."""
+    source = read_source("digits", root=None, class_names=None)
+    return ingest(Store(shared_settings.store), source, "digits")
+
+
+@pytest.fixture(scope="session")
+def digits_fit(ray_session: Settings, digits_dataset: Dataset) -> FitOutcome:
+    """The digits recipe, trained by two workers on the session's cluster."""
+    config = get_recipe("digits").with_changes(
+        {"data": digits_dataset.reference, "resources": {"workers": 2}}, "test"
+    )
+    store = Store(ray_session.store)
+    config, dataset = prepare(config, store)
+    with connect(ray_session) as session:
+        return fit(config, dataset, store, Tracking(ray_session), session, name="digits-run")
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits_fit: FitOutcome, ray_session: Settings) -> RegisteredModel:
+    """The run's bundle, as the first version of model ``digits``."""
+    bundle = export_run(digits_fit.run, Store(ray_session.store), "digits")
+    version = Tracking(ray_session).register(
+        "digits", bundle, run_id=digits_fit.run.info().mlflow_run_id
+    )
+    return RegisteredModel(version.name, version.version, bundle)

@@ -1,0 +1,108 @@
+"""Configuration and recipes: what is accepted, and what the messages say."""
+
+import json
+from pathlib import Path
+
+import pytest
+from harness import RunCli
+
+from cluster.config import parse_overrides, read_config_file
+from cluster.errors import ConfigError
+from train.config import NetConfig, ResNetConfig, SgdConfig, TrainConfig
+from train.recipes import RECIPES, get_recipe
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_are_valid_and_survive_json(name: str) -> None:
+    config = get_recipe(name)
+    assert config.recipe == name
+    assert TrainConfig.decode(json.loads(config.model_dump_json()), "again") == config
+
+
+def test_an_unknown_recipe_suggests_a_near_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean fashion_mnist"):
+        get_recipe("fashion-mnst")
+
+
+def override(*pairs: str) -> TrainConfig:
+    return get_recipe("digits").with_changes(parse_overrides(pairs), "--set")
+
+
+def test_overrides_reach_nested_fields() -> None:
+    config = override("optim.lr=0.5", "model.channels=[8, 16]", "checkpoint.every_s=none", "seed=9")
+    assert config.optim.lr == 0.5
+    assert isinstance(config.model, NetConfig)
+    assert config.model.channels == (8, 16)
+    assert config.checkpoint.every_s is None
+    assert config.seed == 9
+    # What was not named is the recipe's.
+    assert config.model.activation == get_recipe("digits").model.activation
+
+
+def test_another_name_begins_from_its_own_defaults() -> None:
+    assert override("model.name=resnet").model == ResNetConfig()
+    assert override("optim.name=sgd", "optim.lr=0.2").optim == SgdConfig(lr=0.2)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("optim.lrr=1", "no field optim.*lrr; did you mean lr"),
+        ("epoch=3", "no field epoch; did you mean epochs"),
+        ("epochs=0", r"epochs=0: input should be greater than or equal to 1"),
+        ("model.activation=swish", r"activation='swish': .*'relu', 'tanh', 'sigmoid' or 'gelu'"),
+        ("model.name=vgg", r"model.*'net', 'resnet'"),
+        ("resources.workers=3", "batch_size 64 does not divide among 3 workers"),
+        ("optim.lr", "expected path=value"),
+        ("seed.x=1", "seed"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(pair: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        override(pair)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+def test_a_file_changes_fields(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"mine{suffix}"
+    toml, as_json = "epochs = 3\n[optim]\nlr = 0.25\n", '{"epochs": 3, "optim": {"lr": 0.25}}'
+    path.write_text(toml if suffix == ".toml" else as_json)
+    config = get_recipe("digits").with_changes(read_config_file(path), str(path))
+    assert (config.epochs, config.optim.lr) == (3, 0.25)
+
+
+def test_the_command_prints_one_line_and_exits_with_2(run_cli: RunCli, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("epochs = ")
+    for args in (
+        ("fit", "digits", "--set", "optim.lrr=1"),
+        ("fit", "nothing"),
+        ("fit", "digits", "--config", str(broken)),
+        ("fit", "digits", "--config", str(tmp_path / "missing.toml")),
+        ("fit", "digits", "--data", "nowhere"),
+        ("evaluate", "no-such-run"),
+        ("export", "no-such-run"),
+        ("resume", "no-such-run"),
+        ("ingest", "nowhere", "--name", "x"),
+        ("ingest", "digits", "--name", "a/b"),
+    ):
+        done = run_cli("train", *args, "--json")
+        assert done.exit_code == 2, args
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("error: "), args
+        assert done.json == {"error": line.removeprefix("error: "), "exit_code": 2}
+
+
+def test_show_prints_the_effective_configuration(run_cli: RunCli) -> None:
+    done = run_cli(
+        "train", "fit", "digits", "--workers", "2", "--set", "epochs=7", "--show", "--json"
+    )
+    assert done.exit_code == 0
+    config = TrainConfig.decode(done.json, "shown")
+    assert (config.epochs, config.resources.workers) == (7, 2)
+
+
+def test_recipes_are_listed(run_cli: RunCli) -> None:
+    done = run_cli("train", "recipes", "--json")
+    assert set(done.json) == set(RECIPES)

@@ -1,0 +1,159 @@
+"""Networks, and the weights that other people's code wrote."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cluster.dataset import ChannelStatistics, Dataset
+from cluster.errors import CheckpointError, ConfigError
+from cluster.images import ImageSpec
+from train.checkpoint import load_state_dict, save_state_dict
+from train.config import Activation, NetConfig, ResNetConfig
+from train.models.classifier import Classifier, build_classifier, num_parameters
+from train.models.net import Net
+from train.models.resnet import ResNet
+
+
+class ArticleNet(nn.Module):
+    """The network as the article prints it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3)
+        self.conv2 = nn.Conv2d(32, 64, 3)
+        self.fc1 = nn.Linear(64 * 6 * 6, 128)
+        self.fc2 = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = nn.functional.relu(x)
+        x = self.conv2(x)
+        x = nn.functional.relu(x)
+        x = nn.functional.max_pool2d(x, 2)
+        x = torch.flatten(x, 1)
+        x = self.fc1(x)
+        x = nn.functional.relu(x)
+        x = self.fc2(x)
+        return x
+
+
+def test_weights_of_the_articles_own_code_load_and_give_its_answers(tmp_path: Path) -> None:
+    article = ArticleNet()
+    torch.save(article.state_dict(), tmp_path / "model.pth")
+    net = Net(NetConfig(), (1, 16, 16), 10)
+    load_state_dict(net, tmp_path / "model.pth")
+    images = torch.randn(5, 1, 16, 16)
+    assert torch.equal(net(images), article(images))
+
+
+def test_our_weights_load_in_the_articles_own_code(tmp_path: Path) -> None:
+    net = Net(NetConfig(), (1, 16, 16), 10)
+    save_state_dict(net, tmp_path / "model.pth")
+    article = ArticleNet()
+    article.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True))
+    images = torch.randn(5, 1, 16, 16)
+    assert torch.equal(net(images), article(images))
+
+
+def test_weights_of_a_ddp_wrapper_load(tmp_path: Path) -> None:
+    net = Net(NetConfig(), (1, 16, 16), 10)
+    wrapped = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save(wrapped, tmp_path / "model.pth")
+    other = Net(NetConfig(), (1, 16, 16), 10)
+    load_state_dict(other, tmp_path / "model.pth")
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save(ArticleNet().state_dict(), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"fc1.weight is \(128, 2304\), the model's is"):
+        load_state_dict(Net(NetConfig(), (1, 28, 28), 10), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"has no tensor stem\.weight"):
+        load_state_dict(ResNet(ResNetConfig(), (1, 16, 16), 10), tmp_path / "model.pth")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("unpickled",))
+
+
+@pytest.mark.parametrize("content", [{"x": _Evil()}, [1, 2], {"x": 3}])
+def test_files_of_other_things_than_tensors_are_refused(
+    tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth"):
+        load_state_dict(Net(NetConfig(), (1, 16, 16), 10), tmp_path / "model.pth")
+    assert "unpickled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 16, 16), (3, 32, 32), (3, 33, 17), (1, 6, 6)])
+@pytest.mark.parametrize("config", [NetConfig(), ResNetConfig()])
+def test_networks_size_themselves(
+    config: NetConfig | ResNetConfig, shape: tuple[int, int, int]
+) -> None:
+    kinds = {"net": Net, "resnet": ResNet}
+    net = kinds[config.name](config, shape, 7)  # type: ignore[arg-type]
+    assert net(torch.randn(2, *shape)).shape == (2, 7)
+
+
+def test_resnet_20_has_the_published_size() -> None:
+    resnet = ResNet(ResNetConfig(blocks=(3, 3, 3)), (3, 32, 32), 10)
+    # He et al. 2016, table 6: 0.27 M; projections in the shortcuts add 2,752 with their norms.
+    assert num_parameters(resnet) == pytest.approx(272_474, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("relu", lambda x: np.maximum(0, x)),
+        ("tanh", lambda x: (np.exp(x) - np.exp(-x)) / (np.exp(x) + np.exp(-x))),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+    ],
+)
+def test_activations_are_the_articles_formulas(name: Activation, formula: object) -> None:
+    net = Net(NetConfig(activation=name), (1, 8, 8), 3)
+    x = np.linspace(-4, 4, 101)
+    assert callable(formula)
+    assert np.allclose(net.activation(torch.from_numpy(x)).numpy(), formula(x))
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "gelu"])
+def test_the_activation_is_used(name: Activation) -> None:
+    torch.manual_seed(0)
+    net = Net(NetConfig(activation=name), (1, 8, 8), 3)
+    images = torch.randn(4, 1, 8, 8)
+    act = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu}[name]
+    hidden = F.max_pool2d(act(net.conv2(act(net.conv1(images)))), 2).flatten(1)
+    assert torch.allclose(net(images), net.fc2(act(net.fc1(hidden))))
+
+
+def test_the_classifier_normalises_bytes() -> None:
+    statistics = ChannelStatistics(mean=(0.25, 0.5, 0.75), std=(0.1, 0.2, 0.3))
+    classifier = Classifier(nn.Identity(), statistics)
+    images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    mean = torch.tensor(statistics.mean).view(1, 3, 1, 1)
+    std = torch.tensor(statistics.std).view(1, 3, 1, 1)
+    assert torch.allclose(classifier(images), (images / 255 - mean) / std, atol=1e-5)
+
+
+def test_first_weights_depend_on_the_seed_alone(digits_dataset: Dataset) -> None:
+    torch.manual_seed(5)
+    first = build_classifier(NetConfig(), digits_dataset.meta, 1)
+    torch.manual_seed(6)
+    again = build_classifier(NetConfig(), digits_dataset.meta, 1)
+    other = build_classifier(NetConfig(), digits_dataset.meta, 2)
+    assert torch.equal(first.net.conv1.weight, again.net.conv1.weight)  # type: ignore[arg-type, union-attr]
+    assert not torch.equal(first.net.conv1.weight, other.net.conv1.weight)  # type: ignore[arg-type, union-attr]
+
+
+def test_images_too_small_for_the_network_are_refused(digits_dataset: Dataset) -> None:
+    tiny = digits_dataset.meta.model_copy(
+        update={"image": ImageSpec(height=5, width=5, channels=1)}
+    )
+    with pytest.raises(ConfigError, match=r"model.name=net .*5"):
+        build_classifier(NetConfig(), tiny, 0)
