@@ -25,7 +25,7 @@ help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
 demo: $(RUNTIME)
-	@PATH="$(abspath $(BIN)):$$PATH" bash docs/demo.sh
+	@$(BIN)/python docs/demo.py
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

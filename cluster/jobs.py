@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import requests
+from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
 from cluster.errors import NotFoundError, RaybridgeError, UserError
@@ -183,10 +184,13 @@ def connect_client() -> JobSubmissionClient:
             return JobSubmissionClient(address)
     except (ConnectionError, requests.ConnectionError):
         raise NotFoundError(f"no Ray dashboard answers for {address}; {HOW_TO_START}") from None
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, RayError) as error:
         reason = _line(error)
         if "token" in reason.lower():
-            reason = "it wants Ray's token, which this user does not have or which differs"
+            reason = (
+                "it wants its token, and this user has none or another: save what `ray "
+                "get-auth-token` prints where it was started as ~/.ray/auth_token"
+            )
         raise UserError(f"the cluster at {address} refused: {reason}") from None
 
 

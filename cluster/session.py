@@ -24,6 +24,7 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray._private.state import state as ray_state
 from ray._private.utils import read_ray_address
+from ray._raylet import GcsClient
 
 from cluster.errors import NotFoundError, RaybridgeError, ResourceError, UserError
 from cluster.holders import LABEL_KEY, find_holders, to_resources
@@ -243,14 +244,19 @@ def _init(options: dict[str, Any], address: str | None) -> None:
         with quiet():
             if address is not None:
                 allow_token()
+                GcsClient(address=address)  # Says at once what costs ray.init half a minute.
             ray.init(**options)
+    except ray.exceptions.AuthenticationError:
+        ray.shutdown()
+        raise UserError(
+            f"the Ray cluster at {address} wants its token, and this user has none or another: "
+            "save what `ray get-auth-token` prints where it was started as ~/.ray/auth_token"
+        ) from None
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         ray.shutdown()
         reason = " ".join(str(error).split())
         if address is None:
             raise RaybridgeError(f"Ray did not start: {reason}") from None
-        if "auth" in reason.lower() or "token" in reason.lower():
-            reason = "it wants a token that this user does not have; see `ray get-auth-token`"
         raise RaybridgeError(f"the Ray cluster at {address} cannot be joined: {reason}") from None
 
 

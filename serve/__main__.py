@@ -108,11 +108,11 @@ def deploy(
         return resolve_config(base, config, overrides or [], options)
 
     configure(ServeConfig())  # A mistake costs no cluster.
-    commands.resolve(settings, reference)
+    version, bundle = commands.resolve(settings, reference)
     if up(settings).started:
         output.say("started a Ray cluster on this machine; `python -m cluster down` ends it")
     with connect(settings, may_start=False, label=f"deploy {reference}"):
-        done = commands.deploy(settings, reference, configure, output.say)
+        done = commands.deploy(settings, version, bundle, configure, output.say)
         urls = done.ingress.urls
     for note in done.notes:
         output.say(f"note: {note}")

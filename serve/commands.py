@@ -55,7 +55,11 @@ class Deployed:
 
 
 def deploy(
-    settings: Settings, reference: str, configure: Configure, say: Callable[[str], None]
+    settings: Settings,
+    version: ModelVersion,
+    bundle: Bundle,
+    configure: Configure,
+    say: Callable[[str], None],
 ) -> Deployed:
     """Serve a registered version on the connected cluster.
 
@@ -65,7 +69,6 @@ def deploy(
     Raises:
         RaybridgeError: it cannot be served. What was served before still is.
     """
-    version, bundle = resolve(settings, reference)
     cluster = ServeCluster()
     documents = ServedDocuments(Store(settings.store))
     with documents.changing(version.name):
