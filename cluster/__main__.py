@@ -335,14 +335,13 @@ def _with_alias_or_newest(versions: "list[ModelVersion]") -> "list[ModelVersion]
     return [version for i, version in enumerate(versions) if i == 0 or version.aliases]
 
 
-def _metrics(values: dict[str, float], limit: int = 4) -> str:
+def _metrics(values: dict[str, float], limit: int = 3) -> str:
     """The figures that people ask for first, then others, as many as a line holds."""
 
     def rank(name: str) -> tuple[int, str]:
-        leaf = name.rpartition("/")[2]
-        order = [("accuracy", "test"), ("accuracy", ""), ("loss", "test"), ("loss", "")]
+        order = [("accuracy", "test"), ("accuracy", "val"), ("loss", "test"), ("loss", "val")]
         for position, (wanted, split) in enumerate(order):
-            if wanted in leaf and split in name:
+            if wanted in name and split in name:
                 return position, name
         return len(order), name
 

@@ -28,6 +28,9 @@ class Output:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            # Nobody reads a file or a pipe at 80 columns, and names must not be cut short there.
+            self.console.width = 200
 
     def say(self, text: str) -> None:
         """Print one line of plain text."""
@@ -36,8 +39,9 @@ class Output:
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table; numbers should come formatted."""
         table = Table(title=title, title_justify="left", header_style="bold")
-        for column in columns:
-            table.add_column(column)
+        for i, column in enumerate(columns):
+            # The first names the row: it may be folded, but not cut.
+            table.add_column(column, overflow="ellipsis" if i else "fold")
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
         self.console.print(table)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ DEFAULT_PORT = 6379
 DEFAULT_DASHBOARD_PORT = 8265
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
+_FAMILY_VARIABLE = "RAYBRIDGE_CLUSTER"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class _Record:
     """Together with the pid it names a process: pids are used again."""
     address: str
     dashboard_url: str
+    family: str
+    """Value of a variable that every process of the cluster inherits."""
 
 
 def up(
@@ -107,10 +111,11 @@ def up(
         command += ["--num-cpus", str(num_cpus)]
     if num_gpus is not None:
         command += ["--num-gpus", str(num_gpus)]
+    family = secrets.token_hex(8)
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             command,
-            env=_head_environment(settings),
+            env={**_head_environment(settings), _FAMILY_VARIABLE: family},
             cwd=settings.store,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -122,6 +127,7 @@ def up(
         create_time=psutil.Process(process.pid).create_time(),
         address=f"{LOOPBACK}:{port}",
         dashboard_url=f"http://{LOOPBACK}:{dashboard_port}",
+        family=family,
     )
     write_json_atomic(_record_file(settings), asdict(record))
     try:
@@ -142,15 +148,17 @@ def down(settings: Settings) -> ClusterInfo | None:
     record = _read_record(settings)
     if record is None:
         return None
-    head = psutil.Process(record.pid)
-    # Asked for now: once the head is gone, its children are nobody's.
-    family = [head, *_family(head)]
-    head.terminate()
-    _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    family = _family(record)
+    psutil.Process(record.pid).terminate()
+    psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+    # HAProxy is started anew whenever a replica goes away, and so while the cluster goes down: what
+    # is left is asked for until nothing is.
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while (left := _family(record)) and time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=1)
     _record_file(settings).unlink(missing_ok=True)
     return ClusterInfo(record.address, record.dashboard_url, record.pid, started=False)
 
@@ -175,14 +183,15 @@ def _read_record(settings: Settings) -> _Record | None:
     return None
 
 
-def _family(head: psutil.Process) -> list[psutil.Process]:
-    found = {process.pid: process for process in head.children(recursive=True)}
+def _family(record: _Record) -> list[psutil.Process]:
+    """The head and everything that was started under it, whoever its parent is by now."""
+    found = []
     for process in psutil.process_iter():
-        # Workers whose parent ended keep the session that the head was started in.
-        with contextlib.suppress(OSError):
-            if os.getsid(process.pid) == head.pid and process.pid != head.pid:
-                found[process.pid] = process
-    return list(found.values())
+        # Other users' processes do not show their environment; they are not ours.
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(_FAMILY_VARIABLE) == record.family:
+                found.append(process)
+    return found
 
 
 def _head_environment(settings: Settings) -> dict[str, str]:

@@ -91,14 +91,16 @@ class Tracking:
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        # Read when MLflow is imported: making the tables of a new store is nobody's news.
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             # Deprecations inside MLflow and what it imports; none is ours to act on.
             warnings.simplefilter("ignore")
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
 
+            logging.getLogger("mlflow").setLevel(logging.WARNING)  # Importing it sets the level.
             self._error = MlflowException
             self._client: MlflowClient = MlflowClient(
                 settings.tracking_uri, registry_uri=settings.tracking_uri

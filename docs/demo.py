@@ -31,7 +31,8 @@ from cluster.settings import STORE_VARIABLE, TRACKING_VARIABLE
 from cluster.store import Store
 from serve.client import Client
 
-STORE = Path(__file__).resolve().parent.parent / "demo"
+DEFAULT_STORE = Path(__file__).resolve().parent.parent / "demo"
+STORE = Path(os.environ.get("RAYBRIDGE_DEMO_STORE", DEFAULT_STORE))
 IMAGES_PER_CLASS = 6
 NEEDED_ACCURACY = 0.98
 console = Console(highlight=False, soft_wrap=True)

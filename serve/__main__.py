@@ -8,7 +8,7 @@ import typer
 from cluster.cli import JsonOption, Output, main, new_app
 from cluster.errors import NotFoundError, UserError
 from cluster.settings import Settings
-from serve.client import DEFAULT_ADDRESS, Client, Prediction
+from serve.client import DEFAULT_ADDRESS, RETRY_FOR_S, Client, Prediction
 from serve.config import ServeConfig, resolve_config
 
 app = new_app(
@@ -165,15 +165,15 @@ def predict(
 
     Exit code 2 if the server refuses any of the files; the others are classified all the same.
     """
-    from serve.commands import only_model
-
     output = Output(as_json)
     images = [(file, _read(file)) for file in files]
     rows: list[tuple[str, str, str, str]] = []
     results: list[dict[str, Any]] = []
     refused = 0
     with Client(address) as client:
-        name = model or only_model(client)
+        if not client.live():
+            output.say(f"nothing answers at {address} yet; trying for {RETRY_FOR_S:.0f} s")
+        name = model or client.only_model()
         for file, image in images:
             try:
                 answer = client.classify(name, image, version=version, top_k=top_k)

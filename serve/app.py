@@ -89,6 +89,7 @@ class ModelApp:
             await run_lifespan(receive, send)
             return
         if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
             return
         started = time.perf_counter()
         endpoint, version, status = "unknown", NO_VERSION, 200
@@ -229,7 +230,8 @@ class ModelApp:
 
     async def _run_image(self, model: LoadedModel, body: bytes) -> npt.NDArray[np.float32]:
         if len(body) <= _SMALL_BYTES:
-            decode = functools.partial(_decode, body, model, _SMALL_PIXELS)
+            max_pixels = min(_SMALL_PIXELS, self._config.max_pixels)
+            decode = functools.partial(_decode, body, model, max_pixels)
             try:
                 return await model.batcher.submit(decode, 1)
             except ImageError as error:
@@ -250,7 +252,10 @@ def _decode(body: bytes, model: LoadedModel, max_pixels: int) -> npt.NDArray[np.
 def _top_k(query: bytes) -> int | None:
     if not query:
         return None
-    values = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+    try:
+        values = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise RequestError(400, "too many query parameters; there is: top_k") from None
     unknown = sorted(set(values) - {"top_k"})
     if unknown:
         raise RequestError(400, f"unknown query parameter {unknown[0][:40]!r}; there is: top_k")

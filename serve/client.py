@@ -115,6 +115,18 @@ class Client:
         listed: list[dict[str, Any]] = self._json("GET", "/v2/models")["models"]
         return listed
 
+    def only_model(self) -> str:
+        """The one model that is served.
+
+        Raises:
+            UserError: none is, or several are.
+        """
+        names = [str(model["name"]) for model in self.models()]
+        if len(names) != 1:
+            listed = ", ".join(names) or "none"
+            raise UserError(f"say which model; {self.address} serves: {listed}")
+        return names[0]
+
     def metadata(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Tensors, class names and versions of a model."""
         return self._json("GET", _model_path(model, version))

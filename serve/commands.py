@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.bundle import Bundle
-from cluster.errors import NotFoundError, RaybridgeError, ServingError, UserError
+from cluster.errors import NotFoundError, RaybridgeError, ServingError
 from cluster.runtime import open_session
 from cluster.settings import Settings
 from cluster.store import Store
@@ -258,16 +258,3 @@ def down(settings: Settings, model: str | None) -> list[str]:
         for name in ending:
             documents.remove(name)
     return ending
-
-
-def only_model(client: Client) -> str:
-    """The one model that a server serves.
-
-    Raises:
-        UserError: it serves none or several.
-    """
-    names = [str(model["name"]) for model in client.models()]
-    if len(names) != 1:
-        listed = ", ".join(names) or "none"
-        raise UserError(f"say which model with --model; {client.address} serves: {listed}")
-    return names[0]

@@ -120,8 +120,9 @@ class ServeCluster:
             if not running.haproxy:
                 note = (
                     "Ray Serve was started before, without HAProxy: its Python proxy stands in "
-                    "front of the replicas and several times fewer requests get through; "
-                    "`python -m serve down --all` and deploy again to change that"
+                    "front of the replicas and several times fewer requests get through; once "
+                    "Serve has ended, which `python -m serve down` does if nothing else runs on "
+                    "it, the next deploy starts HAProxy"
                 )
                 return Ingress(running.host, running.port, False, (note,))
             return running

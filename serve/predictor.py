@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,9 @@ from serve.metrics import Meter
 from serve.protocol import ModelSpec
 
 logger = logging.getLogger(__name__)
+
+RETRY_PERIOD_S = 30.0
+"""Pause between two tries to open a generation that could not be opened."""
 
 
 @dataclass
@@ -102,6 +106,7 @@ class Predictor:
         self._lock = threading.Lock()
         self._prepared: dict[str, LoadedModel] = {}
         self._table: _Table | None = None
+        self._retry_at_s = 0.0
         self.problem: str | None = None
         """Why the newest generation could not be followed, if it could not."""
 
@@ -128,19 +133,23 @@ class Predictor:
             for served in document.versions:
                 self._model(served)
 
-    def follow(self) -> bool:
+    def follow(self, *, now: bool = False) -> bool:
         """Move to the committed generation if it is another one; whether it was.
 
-        A generation that cannot be opened is counted and reported, and the old one goes on.
+        A generation that cannot be opened is counted and reported, and the old one goes on. It is
+        tried again every half minute, or ``now``.
         """
         with self._lock:
             current = self.table.generation
+            if not now and time.monotonic() < self._retry_at_s:
+                return False
             try:
                 document = self._documents.read(self.name)
                 if document is None or document.generation == current:
                     return False
                 self._switch(document)
             except (RaybridgeError, OSError) as error:
+                self._retry_at_s = time.monotonic() + RETRY_PERIOD_S
                 self.problem = f"generation {current} goes on: {error}"
                 self._on_failure()
                 logger.exception("model %s: a generation could not be opened", self.name)
@@ -189,6 +198,7 @@ class Predictor:
             weights=tuple(served.share for served in shared),
         )
         self.problem = None
+        self._retry_at_s = 0.0
         self._drop_unused(self._table)
 
     def _model(self, served: ServedVersion) -> LoadedModel:

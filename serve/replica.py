@@ -133,7 +133,7 @@ class ModelReplica:
 
     def commit(self) -> dict[str, Any]:
         """Second phase: follow the document now."""
-        self._predictor.follow()
+        self._predictor.follow(now=True)
         return self._predictor.state()
 
     def forget_prepared(self) -> None:

@@ -64,6 +64,7 @@ class RootApp:
             await run_lifespan(receive, send)
             return
         if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
             return
         try:
             status, body = self._answer(scope)

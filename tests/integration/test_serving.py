@@ -18,13 +18,16 @@ import urllib3
 from bundles import write_bundle
 from harness import RunCli, free_port, run_command
 from PIL import Image
+from typer.testing import CliRunner
 
 from cluster.bundle import MODEL_FILE, Bundle
+from cluster.errors import UserError
 from cluster.runtime import open_session
 from cluster.session import connect
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
+from serve.__main__ import app
 from serve.client import Client
 
 MODEL = "shades"
@@ -238,6 +241,7 @@ def _refusals(served: Served) -> list[tuple[str, str, dict[str, str], bytes, int
         ("GET", f"{served.url}/v2/models/%2e%2e/infer", {}, b"", 404),
         ("GET", f"{served.url}/elsewhere", {}, b"", 404),
         ("POST", f"{served.url}/v2/health/ready", {}, b"", 405),
+        ("GET", f"{served.url}/{'x' * 20_000}", {}, b"", 400),
     ]
 
 
@@ -384,9 +388,7 @@ def test_a_killed_replica_costs_the_client_time_only(served: Served) -> None:
             time.sleep(0.05)
 
 
-def test_status_and_mistakes_on_the_command_line(
-    served: Served, ray_session: Settings, run_cli: RunCli
-) -> None:
+def test_status(served: Served, ray_session: Settings, run_cli: RunCli) -> None:
     env = ray_session.environment()
     done = run_cli("serve", "status", "--json", env=env)
     (model,) = done.json["models"]
@@ -395,15 +397,22 @@ def test_status_and_mistakes_on_the_command_line(
     assert model["versions"][0]["version"] == 2
     assert model["replica_generations"] == [model["generation"]]
     assert model["problems"] == []
+
+
+def test_mistakes_on_the_command_line(
+    served: Served, ray_session: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ray_session.environment().items():
+        monkeypatch.setenv(name, value)
     for arguments, message in (
         (["deploy", f"{MODEL}:77"], "has no version 77"),
         (["deploy", MODEL, "--threads", "0"], "replica.threads=0"),
         (["deploy", MODEL, "--port", "1"], "runs already"),
         (["down", "nothing"], "is not served"),
     ):
-        done = run_cli("serve", *arguments, env=env)
-        assert (done.exit_code, message in done.stderr) == (2, True), done
-        assert done.stderr.splitlines()[-1].startswith("error: ")
+        done = CliRunner().invoke(app, arguments)
+        assert isinstance(done.exception, UserError), (arguments, done)
+        assert message in str(done.exception)
 
 
 def test_down_takes_one_model_and_then_serve(

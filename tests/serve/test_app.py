@@ -40,7 +40,8 @@ class ListSink:
     def count(self, name: str, value: int, tags: Any) -> None:
         self.values.append((name, value, dict(tags)))
 
-    observe = count
+    def observe(self, name: str, value: float, tags: Any) -> None:
+        self.values.append((name, value, dict(tags)))
 
 
 @pytest.fixture
@@ -242,6 +243,7 @@ PNG_TYPE = {"content-type": "image/png"}
         ("POST", "/classify?k=1", _png(), PNG_TYPE, 400),
         ("POST", "/classify?" + "&".join("top_k=1" for _ in range(50)), _png(), PNG_TYPE, 400),
     ],
+    ids=lambda value: str(value)[:24] if isinstance(value, str | int) else "-",
 )
 def test_mistakes_are_4xx_in_json(
     app: ModelApp, method: str, path: str, body: Any, headers: dict[str, str], status: int
@@ -280,12 +282,12 @@ def test_a_failing_model_is_a_500_without_a_trace(app: ModelApp, predictor: Pred
 
 
 def test_too_many_requests_are_refused_at_once(app: ModelApp, predictor: Predictor) -> None:
-    session = open_session(Bundle.open(predictor._documents.read("tiny").main.path))
+    run = vars(predictor.table.main.batcher)["_run"]
     go = threading.Event()
 
     def wait_and_run(images: Any) -> Any:
         assert go.wait(20)
-        return session.run(images)
+        return run(images)
 
     _replace_run(predictor, wait_and_run)
 
@@ -298,7 +300,9 @@ def test_too_many_requests_are_refused_at_once(app: ModelApp, predictor: Predict
         refused = [task for task in tasks if task.done()]
         assert len(refused) == 4
         # Who asks for health is not turned away.
-        assert (await ask(app, "GET", f"{ROOT}/ready")).status == 200
+        ready = await ask(app, "GET", f"{ROOT}/ready")
+        assert ready is not None
+        assert ready.status == 200
         go.set()
         return await asyncio.gather(*tasks)
 

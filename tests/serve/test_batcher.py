@@ -43,7 +43,8 @@ async def _started(gate: Gate) -> None:
 
 
 def test_what_arrives_while_busy_runs_as_one_batch() -> None:
-    gate, sizes = Gate(), []
+    gate = Gate()
+    sizes: list[int] = []
 
     async def main() -> list[Logits]:
         batcher = _batcher(gate, on_batch=sizes.append)

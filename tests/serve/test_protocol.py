@@ -125,7 +125,7 @@ def test_fields_that_others_add_are_passed_over() -> None:
     ],
 )
 def test_a_wrong_input_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match="input|data|parameters") as caught:
+    with pytest.raises(RequestError) as caught:
         _parse({"inputs": [{**IMAGE, **change}]})
     assert caught.value.status == 400
     assert message in caught.value.message
@@ -316,13 +316,18 @@ def test_json_answers_lose_no_digit(logits: Any) -> None:
     assert np.array_equal(np.array(output["data"], np.float32).reshape(2, 3), logits)
 
 
-@given(st.binary(max_size=200), st.one_of(st.none(), st.binary(max_size=6)))
-def test_noise_is_read_or_refused_and_nothing_else(body: bytes, length: bytes | None) -> None:
+def _refusal(body: bytes, length: bytes | None) -> RequestError | None:
     try:
         parse_infer(body, length, SPEC)
     except RequestError as error:
-        assert 400 <= error.status < 500
-        error.message.encode()
+        return error
+    return None
+
+
+@given(st.binary(max_size=200), st.one_of(st.none(), st.binary(max_size=6)))
+def test_noise_is_read_or_refused_and_nothing_else(body: bytes, length: bytes | None) -> None:
+    refusal = _refusal(body, length)
+    assert refusal is None or refusal.status == 400
 
 
 JSON = st.recursive(
@@ -341,7 +346,5 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_any_json_is_read_or_refused(value: Any) -> None:
-    try:
-        _parse(value)
-    except RequestError as error:
-        assert error.status == 400
+    refusal = _refusal(json.dumps(value).encode(), None)
+    assert refusal is None or refusal.status == 400

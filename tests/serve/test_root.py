@@ -57,7 +57,7 @@ def test_the_listing() -> None:
         ("/v2/models/" + "z" * 5000, 404, "unknown model"),
         ("/v2/models/b/infer", 503, "not up yet: DEPLOYING"),
         ("/v2/models/a", 404, "without escapes"),
-        ("/v2/models//", 404, "no such path"),
+        ("/v2/models//infer", 404, "no such path"),
         ("/favicon.ico", 404, "no such path"),
         ("/x/v2/models/a", 404, "no such path"),
     ],

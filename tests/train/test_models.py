@@ -1,5 +1,6 @@
 """Networks, and the weights that other people's code wrote."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_networks_size_themselves(
     config: NetConfig | ResNetConfig, shape: tuple[int, int, int]
 ) -> None:
     kinds = {"net": Net, "resnet": ResNet}
-    net = kinds[config.name](config, shape, 7)  # type: ignore[arg-type]
+    net = kinds[config.name](config, shape, 7)
     assert net(torch.randn(2, *shape)).shape == (2, 7)
 
 
@@ -127,7 +128,13 @@ def test_the_activation_is_used(name: Activation) -> None:
     torch.manual_seed(0)
     net = Net(NetConfig(activation=name), (1, 8, 8), 3)
     images = torch.randn(4, 1, 8, 8)
-    act = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": F.gelu}[name]
+    acts: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+        "relu": F.relu,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "gelu": F.gelu,
+    }
+    act = acts[name]
     hidden = F.max_pool2d(act(net.conv2(act(net.conv1(images)))), 2).flatten(1)
     assert torch.allclose(net(images), net.fc2(act(net.fc1(hidden))))
 

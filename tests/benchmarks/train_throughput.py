@@ -1,0 +1,73 @@
+"""Images per second: `train fit` with everything on, beside a bare torchrun loop, round by round.
+
+    python tests/benchmarks/train_throughput.py [--rounds 5]
+
+Both train the article's Net on Fashion-MNIST: two workers of one thread each, a batch of 128. Each
+runs one after the other; the time of the training steps alone is counted on both sides.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from record import ROOT, Series, run_json, write_result
+
+from cluster.settings import STORE_VARIABLE, TRACKING_VARIABLE
+
+EPOCHS, BATCH_SIZE, WORKERS = 2, 128, 2
+PEER = ROOT / "tests" / "benchmarks" / "peers" / "torchrun_ddp.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    ours: list[float] = []
+    bare: list[float] = []
+    with tempfile.TemporaryDirectory() as store:
+        environment = {STORE_VARIABLE: store, TRACKING_VARIABLE: ""}
+        train = [sys.executable, "-m", "train"]
+        data = run_json(
+            [*train, "ingest", "fashion-mnist", "--name", "fashion-mnist", "--json"], environment
+        )
+        fit = [
+            *(*train, "fit", "fashion_mnist", "--workers", str(WORKERS), "--json"),
+            *("--set", f"epochs={EPOCHS}", "--set", f"batch_size={BATCH_SIZE}"),
+            *("--set", "resources.cpus_per_worker=1"),
+        ]
+        torchrun = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(WORKERS), str(PEER)),
+            *(str(data["path"]), str(EPOCHS), str(BATCH_SIZE)),
+        ]
+        for index in range(rounds):
+            theirs = run_json(torchrun, {"PYTHONPATH": str(ROOT)})["images_per_s"]
+            assert isinstance(theirs, list)
+            bare.append(statistics.median(theirs))
+            mine = run_json(fit, environment)["images_per_s"]
+            assert isinstance(mine, float)
+            ours.append(mine)
+            print(f"round {index + 1}: torchrun {bare[-1]:,.0f}, ours {mine:,.0f} images/s")
+    file = write_result(
+        "train_throughput",
+        title="Training throughput beside a bare torchrun loop",
+        what=(
+            "The article's Net on Fashion-MNIST (54,000 training images of 28x28), two "
+            f"data-parallel workers of one thread each, batch {BATCH_SIZE}, {EPOCHS} epochs a "
+            "round; the median epoch of each run, the training steps alone. `train fit` flips "
+            "images, sums metrics, reports progress and writes checkpoints meanwhile; the torchrun "
+            "loop does nothing else."
+        ),
+        unit="images/s",
+        command=f"python tests/benchmarks/train_throughput.py --rounds {rounds}",
+        reference=Series("bare torchrun DDP", tuple(bare)),
+        others=[Series("train fit, everything on", tuple(ours))],
+        notes=["The machine is shared: the ratio is what counts."],
+    )
+    print(Path(file).read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    main()
