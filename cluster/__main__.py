@@ -63,6 +63,10 @@ def up(
     )
     if info.started:
         output.say(f"cluster up at {info.address}, dashboard {info.dashboard_url}")
+        output.say(
+            "for Ray's own commands, such as `ray job submit`: export RAY_AUTH_MODE=token "
+            f"RAY_API_SERVER_ADDRESS={info.dashboard_url}"
+        )
     elif info.pid is not None:
         output.say(f"cluster is up already at {info.address}, dashboard {info.dashboard_url}")
     else:

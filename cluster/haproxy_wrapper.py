@@ -14,15 +14,16 @@ from collections.abc import Sequence, Set
 HTTP_REQUEST_TIMEOUT_S = 20
 """How long a client may take to send its headers; the template sets no limit."""
 
-_REASONS = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
-_ERRORS = {
-    400: "this is not a request that HTTP knows",
-    408: "the request's headers did not arrive in time",
-    503: "no replica answers at the moment; try again",
-}
+UNAVAILABLE_FILE = "503.http"
 # What HAProxy itself says when a replica is not there; Ray turns all of it into a bare 500.
-_UNAVAILABLE = (502, 503, 504)
+_UNAVAILABLE_STATUS = (502, 503, 504)
+_UNAVAILABLE = "no replica answers at the moment; try again"
 _NO_ROUTE = "nothing is served under this path"
+# Headers by which a client would steer Ray: a deadline that it answers in plain text, and two that
+# it takes for UTF-8, failing with 500 where they are not.
+_RAY_HEADERS = (
+    "^(x-request-timeout-seconds|x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$"
+)
 
 
 def tighten(config: str, folder: str) -> str:
@@ -32,7 +33,8 @@ def tighten(config: str, folder: str) -> str:
       clusters of a host, are left out: Ray itself asks through the admin socket.
     - The admin socket, which the template opens to every user, is its owner's alone.
     - Clients that never finish their headers are dropped.
-    - What HAProxy answers by itself is JSON, from :func:`error_pages` in ``folder``.
+    - What HAProxy says in place of a replica is JSON, from :data:`UNAVAILABLE_FILE` in ``folder``.
+    - Headers that Ray would trip over do not reach it.
     - Only failures are logged: a datagram for every request costs more than HAProxy's own work.
     - Replicas are told not to watch for disconnects, which costs them two tasks a request.
     """
@@ -41,17 +43,20 @@ def tighten(config: str, folder: str) -> str:
     edited = _without_sections(config, {"frontend prometheus", "listen stats"})
     edited = edited.replace("mode 666 level admin", "mode 600 level admin")
     edited = re.sub(r"^\s*errorfile .*\n", "", edited, flags=re.MULTILINE)
-    pages = {**dict.fromkeys(_UNAVAILABLE, 503), 400: 400, 408: 408}
     defaults = [
         f"timeout http-request {HTTP_REQUEST_TIMEOUT_S}s",
         "option dontlog-normal",
-        *(f"errorfile {status} {folder}/{page}.http" for status, page in pages.items()),
+        *(f"errorfile {status} {folder}/{UNAVAILABLE_FILE}" for status in _UNAVAILABLE_STATUS),
     ]
     edited = _insert(edited, r"defaults\n", defaults)
     edited = _insert(
         edited,
         r"frontend http_frontend\n\s*bind [^\n]*\n",
-        ["http-request set-header x-request-disconnect-disabled ?1"],
+        [
+            "http-request set-header x-request-disconnect-disabled ?1",
+            f"http-request del-header {_RAY_HEADERS} -m reg",
+            "http-request del-header x-request-id if { req.fhdr(x-request-id) -m reg [^!-~] }",
+        ],
     )
     body = json.dumps({"error": _NO_ROUTE}).replace('"', '\\"')
     return re.sub(
@@ -65,20 +70,16 @@ def tighten(config: str, folder: str) -> str:
     )
 
 
-def error_pages() -> dict[str, str]:
-    """Raw HTTP answers by file name."""
-    pages = {}
-    for status, message in _ERRORS.items():
-        body = json.dumps({"error": message})
-        lines = [
-            f"HTTP/1.1 {status} {_REASONS[status]}",
-            "content-type: application/json",
-            f"content-length: {len(body)}",
-            "connection: close",
-            *(["retry-after: 1"] if status == 503 else []),
-        ]
-        pages[f"{status}.http"] = "\r\n".join([*lines, "", body])
-    return pages
+def unavailable_page() -> str:
+    """A raw HTTP answer."""
+    body = json.dumps({"error": _UNAVAILABLE})
+    lines = [
+        "HTTP/1.1 503 Service Unavailable",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "retry-after: 1",
+    ]
+    return "\r\n".join([*lines, "", body])
 
 
 def config_path(arguments: Sequence[str]) -> str | None:
@@ -107,8 +108,7 @@ def main(arguments: Sequence[str]) -> None:
     path = config_path(arguments)
     if path is not None:
         folder = os.path.dirname(os.path.abspath(path))
-        for name, page in error_pages().items():
-            _write(os.path.join(folder, name), page)
+        _write(os.path.join(folder, UNAVAILABLE_FILE), unavailable_page())
         with open(path, encoding="utf-8") as file:
             config = file.read()
         _write(path, tighten(config, folder))

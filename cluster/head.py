@@ -16,7 +16,13 @@ from pathlib import Path
 import psutil
 
 from cluster.errors import RaybridgeError, ResourceError
-from cluster.session import LOOPBACK, ensure_token, find_address, recorded_address
+from cluster.session import (
+    LOOPBACK,
+    LOOPBACK_VARIABLE,
+    ensure_token,
+    find_address,
+    recorded_address,
+)
 from cluster.settings import Settings
 from cluster.store import Store, write_json_atomic
 
@@ -199,6 +205,7 @@ def _head_environment(settings: Settings) -> dict[str, str]:
     ensure_token()
     environment = {**os.environ, **settings.environment()}
     environment.pop("RAY_ADDRESS", None)
+    environment[LOOPBACK_VARIABLE] = "0"
     # A job's `python` is the first one on this path.
     here = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([here, environment.get("PATH", os.defpath)])

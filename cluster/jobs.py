@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
 from cluster.errors import NotFoundError, RaybridgeError, UserError
-from cluster.session import HOW_TO_START, allow_token, find_address, quiet
+from cluster.session import HOW_TO_START, allow_token, find_address, loopback_stays, quiet
 from cluster.settings import Settings
 
 _POLL_S = 0.5
@@ -180,7 +180,7 @@ def connect_client() -> JobSubmissionClient:
         address = found
     allow_token()
     try:
-        with quiet():
+        with quiet(), loopback_stays(address):
             return JobSubmissionClient(address)
     except (ConnectionError, requests.ConnectionError):
         raise NotFoundError(f"no Ray dashboard answers for {address}; {HOW_TO_START}") from None

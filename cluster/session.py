@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
+from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import (
     enable_token_auth_by_default,
     ensure_token_if_auth_enabled,
@@ -32,7 +34,12 @@ from cluster.resources import Holder, Node, Resources, shortage
 from cluster.settings import Settings
 
 LOOPBACK = "127.0.0.1"
+LOOPBACK_VARIABLE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+"""Set to 0, it makes Ray keep to the loopback interface; so it does on systems that have no
+clusters, after which it is named."""
 HOW_TO_START = "start one with `python -m cluster up` or `ray start --head`"
+# All but the first set their own level.
+_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -222,6 +229,44 @@ def answers(address: str, timeout_s: float = 2.0) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def loopback_stays(address: str | None) -> Iterator[None]:
+    """Let Ray take 127.0.0.1 at its word for a cluster that is on the loopback interface alone.
+
+    On Linux it otherwise puts the machine's outward address in that place: a new head is then open
+    to the network, and one that is not is not found.
+
+    Args:
+        address: ``host:port`` to join; None for a cluster that is about to be started.
+    """
+    if address is not None and not _is_only_on_loopback(address):
+        yield
+        return
+    saved = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(LOOPBACK_VARIABLE)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[LOOPBACK_VARIABLE] = "0"  # For the processes that Ray starts.
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, variable = saved
+        os.environ.pop(LOOPBACK_VARIABLE)
+        if variable is not None:
+            os.environ[LOOPBACK_VARIABLE] = variable
+
+
+def _is_only_on_loopback(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    if host not in {LOOPBACK, "localhost", "[::1]", "::1"}:
+        return False
+    outward = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET and not entry.address.startswith("127.")
+    ]
+    return not any(answers(f"{candidate}:{port}", timeout_s=0.5) for candidate in outward)
+
+
 def allow_token() -> None:
     """Send Ray's token, if this user has one and ``RAY_AUTH_MODE`` does not say otherwise.
 
@@ -241,7 +286,7 @@ def ensure_token() -> None:
 
 def _init(options: dict[str, Any], address: str | None) -> None:
     try:
-        with quiet():
+        with quiet(), loopback_stays(address):
             if address is not None:
                 allow_token()
                 GcsClient(address=address)  # Says at once what costs ray.init half a minute.
@@ -263,8 +308,7 @@ def _init(options: dict[str, Any], address: str | None) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep Ray's notices and its announcements of later versions off standard error."""
-    # The second sets its own level.
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.dashboard.modules.dashboard_sdk")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

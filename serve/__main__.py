@@ -19,9 +19,8 @@ app = new_app(
 
 
 @app.command(
-    epilog="Examples: [bold]deploy digits[/bold] serves the champion; "
-    "[bold]deploy digits@challenger[/bold]; [bold]deploy digits:3 --max-replicas 4[/bold]; "
-    "[bold]deploy digits --set scaling.upscale_delay_s=1[/bold]."
+    epilog="Examples: `deploy digits` serves the champion; `deploy digits@challenger`; "
+    "`deploy digits:3 --max-replicas 4`; `deploy digits --set scaling.upscale_delay_s=1`."
 )
 def deploy(
     reference: Annotated[
@@ -148,7 +147,7 @@ def deploy(
     )
 
 
-@app.command(epilog="Example: [bold]predict seven.png three.jpg --model digits --top-k 3[/bold].")
+@app.command(epilog="Example: `predict seven.png three.jpg --model digits --top-k 3`.")
 def predict(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Image files.")],
     model: Annotated[

@@ -7,7 +7,7 @@ raybridge_rollout_failures_total{model}                      counter
 """
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -41,8 +41,10 @@ class Meter:
         self._model = model
         self._sink = sink
         self._lock = threading.Lock()
-        self._requests: list[tuple[str, str, int, float]] = []
-        self._batches: list[tuple[str, int]] = []
+        self._flushing = threading.Lock()
+        # Appending to a deque and taking from it are atomic, so requests need no lock.
+        self._requests: deque[tuple[str, str, int, float]] = deque()
+        self._batches: deque[tuple[str, int]] = deque()
         self._rollout_failures = 0
         self._stop = threading.Event()
 
@@ -65,13 +67,18 @@ class Meter:
 
     def rollout_failure(self) -> None:
         """A generation that this replica could not open."""
-        self._rollout_failures += 1
+        with self._lock:
+            self._rollout_failures += 1
 
     def flush(self) -> None:
         """Hand everything gathered so far to the sink."""
+        with self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
+        requests = [self._requests.popleft() for _ in range(len(self._requests))]
+        batches = [self._batches.popleft() for _ in range(len(self._batches))]
         with self._lock:
-            requests, self._requests = self._requests, []
-            batches, self._batches = self._batches, []
             failures, self._rollout_failures = self._rollout_failures, 0
         self._flush_requests(requests)
         for version, rows in batches:

@@ -11,7 +11,7 @@ import pytest
 
 from cluster import ingress
 from cluster.errors import RaybridgeError
-from cluster.haproxy_wrapper import config_path, error_pages, tighten
+from cluster.haproxy_wrapper import config_path, tighten, unavailable_page
 
 CONFIG = """global
     stats socket /tmp/x/admin.sock mode 666 level admin expose-fd listeners
@@ -61,14 +61,20 @@ def test_tightening_twice_changes_nothing() -> None:
     assert tighten(once, "/run/x") == once
 
 
-def test_error_pages_are_whole_http_answers() -> None:
-    for name, page in error_pages().items():
-        head, _, body = page.partition("\r\n\r\n")
-        status, *headers = head.split("\r\n")
-        assert status.split()[1] == name.removesuffix(".http")
-        assert f"content-length: {len(body)}" in headers
-        assert list(json.loads(body)) == ["error"]
-    assert "retry-after: 1" in error_pages()["503.http"]
+def test_headers_that_ray_would_trip_over_are_taken_out() -> None:
+    tight = tighten(CONFIG, "/run/x")
+    frontend = tight[tight.index("frontend http_frontend") : tight.index("acl routes")]
+    assert "del-header ^(x-request-timeout-seconds|" in frontend
+    assert "del-header x-request-id if" in frontend
+
+
+def test_the_error_page_is_a_whole_http_answer() -> None:
+    head, _, body = unavailable_page().partition("\r\n\r\n")
+    status, *headers = head.split("\r\n")
+    assert status.split()[1] == "503"
+    assert f"content-length: {len(body)}" in headers
+    assert "retry-after: 1" in headers
+    assert list(json.loads(body)) == ["error"]
 
 
 def test_the_configuration_is_found_among_the_arguments() -> None:
