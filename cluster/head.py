@@ -154,17 +154,16 @@ def down(settings: Settings) -> ClusterInfo | None:
     record = _read_record(settings)
     if record is None:
         return None
-    family = _family(record)
     psutil.Process(record.pid).terminate()
-    psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-    # HAProxy is started anew whenever a replica goes away, and so while the cluster goes down: what
-    # is left is asked for until nothing is.
+    # Asked for again and again: HAProxy is started anew whenever a replica goes away, and so while
+    # the cluster goes down. A zombie, which stays where no init process reaps it, does not count.
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while (left := _family(record)) and time.monotonic() < deadline:
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=1)
+    while (family := _family(record)) and time.monotonic() < deadline + STOP_TIMEOUT_S:
+        if record.pid not in {process.pid for process in family} or time.monotonic() > deadline:
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        time.sleep(0.1)
     _record_file(settings).unlink(missing_ok=True)
     return ClusterInfo(record.address, record.dashboard_url, record.pid, started=False)
 
@@ -190,12 +189,19 @@ def _read_record(settings: Settings) -> _Record | None:
 
 
 def _family(record: _Record) -> list[psutil.Process]:
-    """The head and everything that was started under it, whoever its parent is by now."""
+    """The head and everything that was started under it, whoever its parent is by now.
+
+    Ray's own processes keep the head's session but write their titles over their environment;
+    HAProxy has a session of its own but keeps the environment.
+    """
     found = []
     for process in psutil.process_iter():
-        # Other users' processes do not show their environment; they are not ours.
+        # Other users' processes, and zombies, show no environment.
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(_FAMILY_VARIABLE) == record.family:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            in_session = os.getsid(process.pid) == record.pid
+            if in_session or process.environ().get(_FAMILY_VARIABLE) == record.family:
                 found.append(process)
     return found
 

@@ -200,18 +200,24 @@ class _ProgressView:
             disable=not output.console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._run: str | None = None
         self._starts = 0
 
     def __enter__(self) -> "_ProgressView":
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
+        if kind is KeyboardInterrupt and self._run is not None:
+            self._output.say(f"stopped; go on with: python -m train resume {self._run}")
 
     def on_event(self, event: Event) -> None:
         """Show one event."""
-        if event["kind"] == "start":
+        if event["kind"] == "run":
+            self._run = event["name"]
+            self._output.say(f"run {self._run}")
+        elif event["kind"] == "start":
             self._on_start(int(event["step"]), int(event["total_steps"]))
         elif event["kind"] == "progress":
             self._describe(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.dataset import Dataset, SplitName
-from cluster.errors import NotFoundError, RaybridgeError
-from cluster.events import Event, append_events
+from cluster.errors import NotFoundError
+from cluster.events import Event, append_events, make_event
 from cluster.session import Session
 from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
@@ -168,14 +168,13 @@ def _carry_out(
     listener: EventListener,
 ) -> FitOutcome:
     watch = _Watch(run, log, listener)
+    listener(make_event("run", {"name": run.name}))
     began = time.monotonic()
     try:
         worked = train_on_ray(config, dataset, run, placement, watch)
-    except KeyboardInterrupt:
-        log.finish("KILLED")
-        raise
-    except RaybridgeError:
-        log.finish("FAILED")
+    except BaseException as error:
+        # An interrupt, and Ray's answer to SIGTERM, are no Exceptions.
+        log.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     result = RunResult(
         epochs=config.epochs,

@@ -1,10 +1,9 @@
 """The Ray Train adapter: it starts the workers, and hands them the loop, which knows no Ray."""
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def train_on_ray(
         dataset: what to train on; every node must see its folder.
         run: the run's folder; every node must see it.
         placement: CPUs and GPUs of the workers.
-        on_events: called from a thread with what the workers tell, in order.
+        on_events: called with what the workers tell, in order.
 
     Raises:
         RaybridgeError: of the kind that a worker raised.
@@ -126,13 +125,12 @@ def train_on_ray(
             logging_config=ray_train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _forwarding(board, on_events):
-        try:
-            result = trainer.fit()
-        except ray_train.WorkerGroupError as error:
-            raise TrainingError(_explain_failures(error, config.resources.max_failures)) from None
-        except ray_train.TrainingFailedError as error:
-            raise TrainingError(f"Ray Train gave up: {_last_line(error)}") from None
+    try:
+        result = _fit_forwarding(trainer, board, on_events)
+    except ray_train.WorkerGroupError as error:
+        raise TrainingError(_explain_failures(error, config.resources.max_failures)) from None
+    except ray_train.TrainingFailedError as error:
+        raise TrainingError(f"Ray Train gave up: {_last_line(error)}") from None
     value = result.return_value if isinstance(result, Result) else None
     if isinstance(value, RaybridgeError):
         raise value
@@ -198,31 +196,37 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     )
 
 
-@contextlib.contextmanager
-def _forwarding(board: Any, on_events: Callable[[list[Event]], None]) -> Iterator[None]:
-    """Hand events over from a thread while the block runs, and the rest of them at its end."""
-    done = threading.Event()
+def _fit_forwarding(
+    trainer: TorchTrainer, board: Any, on_events: Callable[[list[Event]], None]
+) -> object:
+    """Run ``trainer.fit()`` and hand over events while it works, and the rest of them at its end.
 
-    def forward() -> None:
-        while True:
-            last = done.wait(POLL_PERIOD_S)
-            try:
-                events: list[Event] = ray.get(board.take.remote(), timeout=30)
-            except ray.exceptions.RayError:
-                # The board is being restarted on another node; what it held is lost.
-                events = []
-            if events:
-                on_events(events)
-            if last:
-                return
+    It works in a thread: in the main one Ray would take Ctrl-C for itself, and end the process
+    before the run is marked as stopped. Here an interrupt leaves by the usual way, and the end of
+    the connection to Ray ends the workers.
+    """
+    outcome: list[object] = []
 
-    thread = threading.Thread(target=forward, name="run-events", daemon=True)
+    def work() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, name="ray-train", daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=60)
+    while thread.is_alive():
+        thread.join(POLL_PERIOD_S)
+        try:
+            events: list[Event] = ray.get(board.take.remote(), timeout=30)
+        except ray.exceptions.RayError:
+            # The board is being restarted on another node; what it held is lost.
+            continue
+        if events:
+            on_events(events)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _explain_failures(error: ray_train.WorkerGroupError, allowed: int) -> str:

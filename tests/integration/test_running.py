@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import ROOT, CliResult, free_port, run_command, run_module
+from harness import ROOT, CliResult, NeedPackage, free_port, run_command, run_module
 
 DRIVER = "tests/support/driver.py"
 # Ray's core says these before it reads any setting: the first on machines without a network.
@@ -247,6 +247,39 @@ def test_up_submit_status_down(both_states: Machine) -> None:
     assert down.json == {"stopped": up.json["address"]}
     assert both_states.processes() == []
     assert both_states.run("cluster", "status").exit_code == 2
+
+
+NETWORK = """
+ip link set lo up
+ip link add outward type veth peer name peer
+ip addr add 192.0.2.7/24 dev outward
+ip link set outward up
+ip link set peer up
+ip route add default via 192.0.2.1
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes network namespaces")
+def test_a_machine_on_a_network_keeps_the_cluster_to_itself(
+    machine: Machine, need_debian_package: NeedPackage
+) -> None:
+    need_debian_package("iproute2", program="ip")
+    script = f"""{NETWORK}
+        trap 'python -m cluster down >&2' EXIT
+        python -m cluster up --num-cpus 2 >&2
+        python {DRIVER}
+        python -m cluster submit -- python {DRIVER} >&2
+        echo open: $(ss -Hltn | awk '{{print $4}}' | grep -v '127[.]0[.]0[.]')
+        RAYBRIDGE_STORE=$HOME/other RAY_ADDRESS=local python {DRIVER} >&2
+    """
+    result = run_command(
+        ["unshare", "--net", "bash", "-ec", script], env=machine.env, timeout_s=180
+    )
+    assert result.exit_code == 0, result.stderr
+    joined, listening = result.stdout.splitlines()
+    assert '"started": false' in joined
+    assert listening == "open:", "ports that the network reaches"
+    assert "192.0.2.7" not in result.stderr
 
 
 def test_ctrl_c_stops_the_job(machine: Machine) -> None:
