@@ -21,6 +21,7 @@ from cluster.session import (
     LOOPBACK_VARIABLE,
     ensure_token,
     find_address,
+    free_port,
     recorded_address,
 )
 from cluster.settings import Settings
@@ -109,8 +110,8 @@ def up(
         *("--node-ip-address", LOOPBACK, "--port", str(port)),
         *("--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard_port)),
         # Their defaults are fixed ports, which a second cluster on the machine could not have.
-        *("--dashboard-agent-listen-port", str(_free_port())),
-        *("--ray-client-server-port", str(_free_port())),
+        *("--dashboard-agent-listen-port", str(free_port())),
+        *("--ray-client-server-port", str(free_port())),
         "--disable-usage-stats",
     ]
     if num_cpus is not None:
@@ -254,10 +255,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -167,17 +167,25 @@ def connect(
     address = find_address()
     if address is None and not may_start:
         raise NotFoundError(f"no Ray cluster is running here; {HOW_TO_START}")
+    # Ray Train's actors ask the dashboard who is alive. Not told where, they ask the last cluster
+    # that this machine had, and if that was killed, wait for it ten seconds and more.
+    if address is None:
+        dashboard_port = free_port()
+        where = {"RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{dashboard_port}"}
+    else:
+        where = {"RAY_ADDRESS": address}
     options: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": False,
-        "runtime_env": {"env_vars": _worker_environment(settings)},
+        "runtime_env": {"env_vars": _worker_environment({**settings.environment(), **where})},
         "job_config": ray.job_config.JobConfig(metadata={LABEL_KEY: label} if label else {}),
     }
     if address is None:
         options |= {
             "address": "local",
             "num_cpus": num_cpus,
-            "include_dashboard": False,
+            "include_dashboard": True,
+            "dashboard_port": dashboard_port,
             "_node_ip_address": LOOPBACK,
         }
     else:
@@ -267,6 +275,14 @@ def _is_only_on_loopback(address: str) -> bool:
     return not any(answers(f"{candidate}:{port}", timeout_s=0.5) for candidate in outward)
 
 
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def allow_token() -> None:
     """Send Ray's token, if this user has one and ``RAY_AUTH_MODE`` does not say otherwise.
 
@@ -329,12 +345,12 @@ def _session(*, started: bool) -> Session:
     return Session(started=started, address=context.gcs_address, dashboard_url=url or None)
 
 
-def _worker_environment(settings: Settings) -> dict[str, str]:
+def _worker_environment(wanted: dict[str, str]) -> dict[str, str]:
     """Our variables, less those that the job around us has set: Ray refuses to set them twice."""
     given: dict[str, str] = {}
     if injected := os.environ.get(_JOB_CONFIG_VARIABLE):
         given = (json.loads(injected).get("runtime_env") or {}).get("env_vars") or {}
-    return {name: value for name, value in settings.environment().items() if name not in given}
+    return {name: value for name, value in wanted.items() if name not in given}
 
 
 def _may_grow_to(wanted: Resources) -> bool:
