@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from digits import RegisteredModel
-from harness import ROOT, CliResult, RunCli
+from harness import ROOT, CliResult, NeedPackage, RunCli
 
 from cluster.dataset import Dataset
 from cluster.events import Event, read_events
@@ -21,6 +21,7 @@ from cluster.runtime import open_session
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
+from train.data.sources import DEBIAN_FASHION_MNIST
 from train.export import load_classifier
 from train.fit import FitOutcome
 from train.loop import predict_shard
@@ -138,6 +139,47 @@ def test_a_driver_that_was_killed_is_resumed_to_the_same_bits(
     again = run_cli("train", "resume", "cut-off", env=environment)
     assert again.exit_code == 2
     assert "has finished its 3 epochs; ask for more with --epochs" in again.stderr
+
+
+def test_an_interrupted_fit_says_how_to_go_on(
+    ray_session: Settings, digits_dataset: Dataset
+) -> None:
+    process = start_fit("interrupted", ray_session.environment())
+    run = wait_for_run(ray_session, "interrupted")
+    wait_for_event(run, "start", process)
+    process.send_signal(signal.SIGINT)
+    stopped = finish(process)
+    assert stopped.exit_code == 130
+    assert "stopped; go on with: python -m train resume interrupted" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    (record,) = [row for row in Tracking(ray_session).runs() if row.name == "interrupted"]
+    assert record.status == "KILLED"
+
+
+def test_fashion_mnist_from_debians_files(
+    ray_session: Settings, run_cli: RunCli, need_debian_package: NeedPackage
+) -> None:
+    """One epoch of five; docs/benchmarks has all of them."""
+    need_debian_package("dataset-fashion-mnist", path=str(DEBIAN_FASHION_MNIST))
+    environment = ray_session.environment()
+    ingested = run_cli(
+        *("train", "ingest", "fashion-mnist", "--root", str(DEBIAN_FASHION_MNIST)),
+        *("--name", "fashion-mnist", "--json"),
+        env=environment,
+    )
+    assert ingested.exit_code == 0, ingested.stderr
+    assert ingested.json["splits"] == {"train": 54000, "val": 6000, "test": 10000}
+    fitted = run_cli(
+        *("train", "fit", "fashion_mnist", "--workers", "2", "--set", "epochs=1", "--json"),
+        env=environment,
+    )
+    assert fitted.exit_code == 0, fitted.stderr
+    assert fitted.json["accuracy"] >= 0.86
+    run = find_run(Store(ray_session.store), fitted.json["run"])
+    evaluation = run.evaluation("test")
+    assert evaluation is not None
+    assert evaluation.images == 10000
+    assert {row.support for row in evaluation.per_class} == {1000}
 
 
 def start_fit(name: str, environment: dict[str, str]) -> "subprocess.Popen[str]":
