@@ -138,7 +138,8 @@ def test_training_and_a_search_fit_beside_serving_on_two_cpus(
             text=True,
         )
         results = tuner.fit()
-        assert sorted(result.metrics["score"] for result in results if result.metrics) == [1, 4]
+        scores = [results[index].metrics for index in range(len(results))]
+        assert sorted(metrics["score"] for metrics in scores if metrics) == [1, 4]
         stdout, stderr = training.communicate(timeout=200)
     assert training.returncode == 0, stderr
     assert json.loads(stdout.strip().splitlines()[-1])["workers"] == 1
