@@ -18,7 +18,7 @@ from train.job import Placement, choose_placement, train_on_ray
 from train.metrics import Evaluation, evaluate_logits
 from train.models.classifier import build_classifier
 from train.report import write_report
-from train.runs import Run, RunResult, create_run
+from train.runs import Run, RunResult, check_new_run, create_run
 
 EventListener = Callable[[Event], None]
 
@@ -32,20 +32,36 @@ class FitOutcome:
     evaluation: Evaluation
 
 
-def prepare(config: TrainConfig, store: Store) -> tuple[TrainConfig, Dataset]:
+def prepare(
+    config: TrainConfig, store: Store, name: str | None = None
+) -> tuple[TrainConfig, Dataset]:
     """Find the data set, and make here the mistakes that a worker would make.
 
     Here they cost a second, and no cluster.
 
+    Args:
+        config: what to train, on what.
+        store: where data sets and runs live.
+        name: of the coming run, if it is given one.
+
     Returns:
-        The configuration with the data set's version filled in, and the data set.
+        The configuration with the data set's version and absolute paths filled in, and the data
+        set.
 
     Raises:
-        UserError: there is no such data set, or model, first weights or batch do not fit it.
+        UserError: there is no such data set, or model, first weights or batch do not fit it, or a
+            run of that name exists.
     """
+    if name is not None:
+        check_new_run(store, name)
     dataset = Dataset.find(store, config.data)
+    changes: dict[str, object] = {"data": dataset.reference}
+    if config.init is not None:
+        # Workers have working directories of their own.
+        changes["init"] = str(config.init.expanduser().absolute())
+    config = config.with_changes(changes, "fit")
     check_fit(config, dataset)
-    return config.with_changes({"data": dataset.reference}, "data"), dataset
+    return config, dataset
 
 
 def fit(

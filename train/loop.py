@@ -115,6 +115,8 @@ class Trainer:
     def _epoch(
         self, model: nn.Module, epoch: int, progress: Progress, writer: CheckpointWriter
     ) -> dict[str, float]:
+        # After a restart within an epoch its training metrics are those of the steps that are left;
+        # the weights, and with them the validation metrics, are those of the whole epoch.
         first = progress.step % self.steps_per_epoch
         meter = Meter(self.device)
         saved_at = told_at = time.monotonic()
@@ -129,7 +131,9 @@ class Trainer:
             every_s = self.config.checkpoint.every_s
             if self.comm.rank == 0 and every_s is not None and now - saved_at > every_s:
                 saved_at = now
-                self._save(progress, writer)
+                # What is no longer finite must not push out the last good checkpoint.
+                if meter.is_finite():
+                    self._save(progress, writer)
         train_s = meter.seconds()
         train = self.comm.sum(meter.totals).tolist()
         if not math.isfinite(train[0]):
@@ -249,6 +253,10 @@ class Meter:
         correct = (logits.argmax(1) == labels).sum()
         images = torch.tensor(len(labels), device=labels.device)
         self.totals += torch.stack([loss.double(), correct.double(), images.double()])
+
+    def is_finite(self) -> bool:
+        """Whether every loss so far was a finite number."""
+        return math.isfinite(self.totals[0].item())
 
     def seconds(self) -> float:
         """Time since the meter was made."""

@@ -177,9 +177,8 @@ def create_run(store: Store, config: TrainConfig, dataset: Dataset, name: str | 
     """
     stamp = datetime.now(UTC)
     chosen = name or f"{dataset.meta.name}-{stamp:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    run = Run(store.runs / check_name("run", chosen))
-    if run.path.exists():
-        raise DataError(f"run {chosen!r} exists already; go on with `resume`, or name another")
+    check_new_run(store, chosen)
+    run = Run(store.runs / chosen)
     info = RunInfo(
         name=chosen,
         created_at=stamp.isoformat(timespec="seconds"),
@@ -193,6 +192,17 @@ def create_run(store: Store, config: TrainConfig, dataset: Dataset, name: str | 
         Run(draft).write_config(config)
         Run(draft).write_info(info)
     return run
+
+
+def check_new_run(store: Store, name: str) -> None:
+    """Return if a run may be called ``name``.
+
+    Raises:
+        UserError: the name cannot be used.
+        DataError: a run of that name exists.
+    """
+    if (store.runs / check_name("run", name)).exists():
+        raise DataError(f"run {name!r} exists already; go on with `resume`, or name another")
 
 
 def find_run(store: Store, name: str) -> Run:

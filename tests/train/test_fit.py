@@ -1,0 +1,79 @@
+"""What is found out about a run before a cluster is asked for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.dataset import Dataset
+from cluster.errors import CheckpointError, ConfigError, DataError, NotFoundError, UserError
+from cluster.settings import Settings
+from cluster.store import Store
+from train.checkpoint import save_state_dict
+from train.config import NetConfig
+from train.fit import flatten, prepare
+from train.models.net import Net
+from train.recipes import get_recipe
+from train.runs import create_run, find_run, list_runs
+
+
+@pytest.fixture
+def shared_store(shared_settings: Settings, digits_dataset: Dataset) -> Store:
+    assert digits_dataset.path.is_dir()
+    return Store(shared_settings.store)
+
+
+def test_the_version_of_the_data_is_filled_in(shared_store: Store) -> None:
+    config, dataset = prepare(get_recipe("digits"), shared_store)
+    assert config.data == dataset.reference == "digits@1"
+
+
+def test_first_weights_are_found_from_any_folder(
+    shared_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    save_state_dict(Net(NetConfig(), (1, 8, 8), 10), tmp_path / "first.pth")
+    monkeypatch.chdir(tmp_path)
+    asked = get_recipe("digits").with_changes({"init": "first.pth"}, "test")
+    config, _ = prepare(asked, shared_store)
+    assert config.init == tmp_path / "first.pth"
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"data": "digits@9"}, NotFoundError, r"has no version 9; there are: 1"),
+        ({"batch_size": 4096}, ConfigError, "larger than the training split of 1259"),
+        ({"init": "missing.pth"}, CheckpointError, r"missing\.pth does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_found_out_first(
+    shared_store: Store, changes: dict[str, object], kind: type[UserError], message: str
+) -> None:
+    asked = get_recipe("digits").with_changes(changes, "test")
+    with pytest.raises(kind, match=message):
+        prepare(asked, shared_store)
+
+
+def test_a_run_is_made_once_and_found_by_name(store: Store, digits_dataset: Dataset) -> None:
+    config = get_recipe("digits")
+    first = create_run(store, config, digits_dataset, "first")
+    second = create_run(store, config, digits_dataset, None)
+    assert second.name.startswith("digits-")
+    assert [run.name for run in list_runs(store)] == [first.name, second.name]
+    assert find_run(store, "first").config() == config
+    assert find_run(store, "latest") == second
+    assert first.info().dataset_digest == digits_dataset.meta.digest
+    with pytest.raises(DataError, match="run 'first' exists already"):
+        create_run(store, config, digits_dataset, "first")
+    with pytest.raises(NotFoundError, match="the newest are: digits-"):
+        find_run(store, "third")
+    with pytest.raises(NotFoundError, match="has not finished; go on with"):
+        first.result()
+
+
+def test_parameters_are_flat() -> None:
+    flat = flatten(get_recipe("digits"))
+    assert flat["optim.lr"] == 3e-3
+    assert flat["model.name"] == "net"
+    assert not any(isinstance(value, dict) for value in flat.values())
