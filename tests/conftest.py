@@ -7,6 +7,7 @@ decides its marker: ``tests/{cluster,train,serve}`` are plain tests without a cl
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,9 @@ def need_debian_package() -> NeedPackage:
 @pytest.fixture(scope="session", autouse=True)
 def own_machine() -> Iterator[Path]:
     """A home and a Ray folder of this test session's own, in place of the user's."""
+    # A test runner that was started in the background ignores Ctrl-C, and so would every command
+    # that it starts; a handler of our own is not inherited, and neither is the ignoring.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Short: a Unix socket's path may have 107 bytes, and Ray appends some 60.
     folder = Path(tempfile.mkdtemp(prefix="rb", dir="/tmp"))
     (folder / "home").mkdir()
