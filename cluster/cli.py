@@ -76,6 +76,11 @@ def main(app: typer.Typer, program: str) -> NoReturn:
         if as_json:
             sys.stdout.write(json.dumps({"error": message, "exit_code": error.exit_code}) + "\n")
         _leave(error.exit_code)
+    except OSError as error:
+        # A full disk, a folder that may not be read: the machine's own words say it best.
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
+        _leave(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         _leave(130)

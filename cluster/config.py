@@ -105,7 +105,9 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         line = f"{path} is required"
     else:
         message = first["msg"].removeprefix("Value error, ")
-        line = f"{path}={first['input']!r}: {message[:1].lower()}{message[1:]}"
+        # A rule about several fields has the whole table as its input, which says nothing.
+        given = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
+        line = f"{path}{given}: {message[:1].lower()}{message[1:]}"
     more = len(problems) - 1
     return f"{line} (and {more} more)" if more else line
 

@@ -84,7 +84,7 @@ def up(
         dashboard_port: of the dashboard, which takes jobs.
 
     Raises:
-        ResourceError: a port is taken.
+        ResourceError: a port is taken, or a cluster of ours runs that cannot be joined.
         RaybridgeError: Ray does not come up; the message names its log.
     """
     record = _read_record(settings)
@@ -98,7 +98,11 @@ def up(
             started=False,
         )
     if record is not None:
-        down(settings)  # It runs and does not answer.
+        raise ResourceError(
+            f"a cluster at {record.address} was started here and is not the one to join (it is "
+            "still starting, does not answer, or RAY_ADDRESS points elsewhere); "
+            "`python -m cluster down` ends it"
+        )
     Store(settings.store).ensure_writable()
     for name, number in (("port", port), ("dashboard port", dashboard_port)):
         if not _is_free(number):

@@ -1,8 +1,8 @@
 """Inference sessions over a bundle. Training checks parity with the very code that serves."""
 
 import os
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -133,11 +133,25 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _refuse_external_data(bundle: Bundle, model: bytes) -> None:
     try:
-        graph = onnx.load_model_from_string(model).graph
+        tensors = list(_all_tensors(onnx.load_model_from_string(model).graph))
     except Exception as error:  # noqa: BLE001 - protobuf raises its own kinds
         raise BundleError(f"{bundle.path}: {MODEL_FILE} is not ONNX: {error}") from None
-    for tensor in graph.initializer:
+    for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise BundleError(
                 f"{bundle.path}: {MODEL_FILE} reads tensor {tensor.name} from another file"
             )
+
+
+def _all_tensors(graph: Any) -> Iterator[Any]:
+    """Tensors of a graph: its initializers, its constants, and those of graphs within it."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _all_tensors(inner)

@@ -138,7 +138,13 @@ class Tracking:
 
     def resume_run(self, run_id: str) -> "RunLog":
         """Go on with an MLflow run."""
-        self._client.update_run(run_id, status="RUNNING")
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except self._error as error:
+            raise UserError(
+                f"MLflow at {self._settings.tracking_uri} has no run {run_id}: "
+                f"{_first_line(error)}; check MLFLOW_TRACKING_URI"
+            ) from None
         return RunLog(self._client, run_id)
 
     def register(
@@ -170,19 +176,21 @@ class Tracking:
                     self._experiment, run_name=bundle.manifest.lineage.run
                 ).info.run_id
                 self._client.set_terminated(run_id)
-            self._client.log_artifacts(run_id, str(bundle.path), artifact_path="bundle")
+            # A folder of its own: one run may be exported again, and its versions must not mix.
+            folder = f"bundle-{bundle.digest[:16]}"
+            self._client.log_artifacts(run_id, str(bundle.path), artifact_path=folder)
             root = self._client.get_run(run_id).info.artifact_uri
             tags = {_DIGEST_TAG: bundle.digest, _RUN_TAG: bundle.manifest.lineage.run}
             for metric, value in bundle.manifest.metrics.items():
                 tags[f"raybridge.metric.{metric}"] = repr(value)
             entity = self._client.create_model_version(
-                name, source=f"{root}/bundle", run_id=run_id, tags=tags
+                name, source=f"{root}/{folder}", run_id=run_id, tags=tags
             )
             made = self._client.get_model_version(name, entity.version)
         except self._error as error:
             raise RaybridgeError(f"MLflow refused model {name!r}: {_first_line(error)}") from None
-        chosen = tuple(aliases) or ((CHAMPION,) if not known else ())
-        return self._with_aliases(_to_version(made), chosen)
+        first = () if known else (CHAMPION,)
+        return self._with_aliases(_to_version(made), (*first, *aliases))
 
     def set_alias(self, version: ModelVersion, alias: str) -> ModelVersion:
         """Point an alias at a version."""
@@ -318,7 +326,12 @@ class Tracking:
 
     def _with_aliases(self, version: ModelVersion, aliases: Sequence[str]) -> ModelVersion:
         for alias in aliases:
-            self._client.set_registered_model_alias(version.name, alias, str(version.version))
+            try:
+                self._client.set_registered_model_alias(version.name, alias, str(version.version))
+            except self._error as error:
+                raise UserError(
+                    f"alias {alias!r} of {version.reference}: {_first_line(error)}"
+                ) from None
         entity = self._client.get_model_version(version.name, str(version.version))
         return _to_version(entity)
 

@@ -57,7 +57,11 @@ class Demo:
         with subprocess.Popen(
             [sys.executable, "-m", *arguments, "--json"], stdout=subprocess.PIPE, text=True
         ) as process:
-            stdout, _ = process.communicate()
+            try:
+                stdout, _ = process.communicate()
+            except KeyboardInterrupt:
+                process.terminate()
+                raise
         if process.returncode != 0:
             raise StepFailedError(f"`{' '.join(arguments)}` ended with {process.returncode}")
         self.note(what, began, "")
@@ -101,6 +105,7 @@ def main() -> int:
 def go(demo: Demo) -> dict[str, Any]:
     """Ingest, fit, evaluate, export, deploy, ask."""
     ports = ("--port", str(free_port(6379)), "--dashboard-port", str(free_port(8265)))
+    demo.up = True  # `cluster down` does no harm where nothing of this store is up.
     cluster = demo.run("cluster up", "cluster", "up", *ports)
     demo.up = cluster["started"]
     demo.outcome(cluster["address"])
@@ -122,8 +127,10 @@ def go(demo: Demo) -> dict[str, Any]:
     )
 
     reference = f"{exported['model']}:{exported['version']}"
-    served = demo.run("deploy", "serve", "deploy", reference, "--port", str(free_port(8000)))
+    # On somebody else's cluster Serve may run already; then its own port is the one.
+    port = ("--port", str(free_port(8000))) if demo.up else ()
     demo.deployed = True
+    served = demo.run("deploy", "serve", "deploy", reference, *port)
     demo.outcome(served["url"])
 
     asked = ask(demo, served["url"], exported["model"], Path(exported["bundle"]))

@@ -13,8 +13,7 @@ from serve.config import ServeConfig, resolve_config
 
 app = new_app(
     "Serve registered models over HTTP (Open Inference Protocol v2) on Ray Serve.\n\n"
-    "A first round: [bold]deploy digits[/bold], [bold]predict seven.png[/bold], "
-    "[bold]status[/bold], [bold]down[/bold]."
+    "A first round: `deploy digits`, `predict seven.png`, `status`, `down`."
 )
 
 

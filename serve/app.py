@@ -259,6 +259,8 @@ def _top_k(query: bytes) -> int | None:
     unknown = sorted(set(values) - {"top_k"})
     if unknown:
         raise RequestError(400, f"unknown query parameter {unknown[0][:40]!r}; there is: top_k")
+    if not values:
+        return None
     text = values["top_k"][-1]
     if not text.isdecimal() or len(text) > 6 or int(text) < 1:
         raise RequestError(400, f"top_k={text[:20]!r}: expected a whole number from 1 up")

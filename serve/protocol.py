@@ -21,6 +21,7 @@ JSON_TYPE = b"application/json"
 BINARY_TYPE = b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data", "classification")
+_MAX_DIMENSION = 2**31 - 1
 _MAX_ID_CHARS = 256
 _MAX_NAME_CHARS = 80
 
@@ -293,6 +294,9 @@ def _input(inputs: object, spec: ModelSpec) -> tuple[int, Any]:
     shape = tensor.get("shape")
     if not isinstance(shape, list) or not all(_is_int(size) for size in shape):
         _refuse(f"input {INPUT_NAME} needs a shape, a list of integers")
+    # Python refuses to print integers of thousands of digits.
+    if any(abs(size) > _MAX_DIMENSION for size in shape):
+        _refuse(f"input {INPUT_NAME} has a shape with a dimension above {_MAX_DIMENSION}")
     if len(shape) != 4 or tuple(shape[1:]) != spec.shape or shape[0] < 1:
         _refuse(
             f"input {INPUT_NAME} has shape {_show(shape)}; expected {[-1, *spec.shape]}, "

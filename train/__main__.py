@@ -205,7 +205,9 @@ def export(
     ] = False,
     alias: Annotated[
         list[str] | None,
-        typer.Option(help="With --register: point this alias at it, such as champion; repeatable."),
+        typer.Option(
+            help="Register, and point this alias at the version, such as champion; repeatable."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

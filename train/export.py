@@ -30,11 +30,11 @@ from cluster.bundle import (
     write_manifest,
 )
 from cluster.dataset import Dataset, Split
-from cluster.errors import BundleError
+from cluster.errors import BundleError, CheckpointError
 from cluster.runtime import OnnxRuntimeSession, Session, open_session
 from cluster.stats import reference_statistics
 from cluster.store import Store, check_name, publishing, write_json_atomic
-from train.checkpoint import load_state_dict
+from train.checkpoint import load_state_dict, weights_sha256
 from train.loop import predict_shard
 from train.models.classifier import Classifier, build_classifier, num_parameters
 from train.runs import Run, RunInfo
@@ -50,11 +50,17 @@ def load_classifier(run: Run, dataset: Dataset) -> Classifier:
 
     Raises:
         NotFoundError: the run has not finished.
+        CheckpointError: its weights were changed, or cut off while they were replaced.
     """
-    run.result()
+    result = run.result()
     config = run.config()
     classifier = build_classifier(config.model, dataset.meta, config.seed)
     load_state_dict(classifier.net, run.weights_file)
+    if weights_sha256(classifier.net) != result.weights_sha256:
+        raise CheckpointError(
+            f"run {run.name}: {run.weights_file.name} is not what the run ended with; "
+            f"go on with: python -m train resume {run.name}"
+        )
     return classifier.eval()
 
 

@@ -73,10 +73,20 @@ def choose_placement(resources: ResourcesConfig, session: Session) -> Placement:
     gpu = resources.device == "cuda" or (
         resources.device == "auto" and free.gpus >= resources.workers
     )
-    cpus = resources.cpus_per_worker or (1 if gpu else max(1, int(free.cpus) // resources.workers))
+    cpus = resources.cpus_per_worker or (
+        1 if gpu else _cpus_per_worker([node.free.cpus for node in session.nodes()], resources)
+    )
     gpus = resources.workers if gpu else 0
     session.require(resources.workers * cpus, gpus, f"training with {resources.workers} workers")
     return Placement(resources.workers, cpus, gpu)
+
+
+def _cpus_per_worker(free_of_nodes: list[float], resources: ResourcesConfig) -> int:
+    """The most CPUs that each worker can have, none of them split over two machines."""
+    for cpus in range(int(max(free_of_nodes, default=0)), 1, -1):
+        if sum(int(free // cpus) for free in free_of_nodes) >= resources.workers:
+            return cpus
+    return 1
 
 
 def train_on_ray(
@@ -174,9 +184,18 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     run = Run(job.run_path)
     comm = choose_comm()
     device = ray_train_torch.get_device()
+    trainer: Trainer | None = None
+    problem: UserError | None = None
     try:
         dataset = Dataset.open(job.dataset_path)
         trainer = Trainer(job.config, dataset, comm, device, run.checkpoints, BoardSink(job.board))
+    except UserError as error:
+        problem = error
+    # One worker's problem ends all of them: alone, the others would wait for it.
+    problems: list[UserError] = [found for found in comm.gather(problem) if found is not None]
+    if trainer is None or problems:
+        return problems[0]
+    try:
         progress = trainer.run()
         val = trainer.predict(dataset.split("val"))
         test = trainer.predict(dataset.split("test"))

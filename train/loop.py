@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.dataset import Dataset, Split
@@ -129,11 +130,11 @@ class Trainer:
                 told_at = now
                 self._tell_progress(epoch, progress.step, meter)
             every_s = self.config.checkpoint.every_s
-            if self.comm.rank == 0 and every_s is not None and now - saved_at > every_s:
+            # The last step's checkpoint is the epoch's own, which knows the epoch's metrics.
+            inside = progress.step % self.steps_per_epoch != 0
+            if inside and every_s is not None and now - saved_at > every_s:
                 saved_at = now
-                # What is no longer finite must not push out the last good checkpoint.
-                if meter.is_finite():
-                    self._save(progress, writer)
+                self._save(progress, writer)
         train_s = meter.seconds()
         train = self.comm.sum(meter.totals).tolist()
         if not math.isfinite(train[0]):
@@ -170,7 +171,7 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, split: Split) -> tuple[float, float]:
-        """Mean loss and accuracy of a split, each image counted once over all workers."""
+        """Mean cross-entropy and accuracy of a split, each image counted once over all workers."""
         sync_buffers(self.classifier, self.comm)
         self.classifier.eval()
         meter = Meter(self.device)
@@ -178,7 +179,8 @@ class Trainer:
         for batch in shards:
             labels = batch.labels.to(self.device)
             logits = self.classifier(batch.images.to(self.device))
-            meter.add(loss_sum(self.config.loss, logits, labels), logits, labels)
+            # Plain cross-entropy, as every other evaluation: without the training's smoothing.
+            meter.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
         total = self.comm.sum(meter.totals).tolist()
         return total[0] / total[2], total[1] / total[2]
 
@@ -210,7 +212,8 @@ class Trainer:
         return Progress(checkpoint.step, checkpoint.history)
 
     def _save(self, progress: Progress, writer: CheckpointWriter) -> None:
-        if self.comm.rank != 0:
+        # Weights that are no longer finite must not push out the last good checkpoint.
+        if self.comm.rank != 0 or not _is_finite(self.classifier):
             return
         writer.submit(
             Checkpoint(
@@ -254,10 +257,6 @@ class Meter:
         images = torch.tensor(len(labels), device=labels.device)
         self.totals += torch.stack([loss.double(), correct.double(), images.double()])
 
-    def is_finite(self) -> bool:
-        """Whether every loss so far was a finite number."""
-        return math.isfinite(self.totals[0].item())
-
     def seconds(self) -> float:
         """Time since the meter was made."""
         return max(time.monotonic() - self._began, 1e-9)
@@ -293,6 +292,10 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of what one worker draws in one step; different for each, and below 2**63."""
     text = f"{seed}:{step}:{rank}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def _to_cpu(value: Any) -> Any:

@@ -211,12 +211,11 @@ def find_run(store: Store, name: str) -> Run:
     Raises:
         NotFoundError: there is none.
     """
+    if name != "latest" and (store.runs / check_name("run", name) / "run.json").is_file():
+        return Run(store.runs / name)
     runs = list_runs(store)
     if name == "latest" and runs:
         return runs[-1]
-    for run in runs:
-        if run.name == name:
-            return run
     newest = ", ".join(run.name for run in reversed(runs[-5:])) or "none yet"
     raise NotFoundError(f"no run {name!r} in {store.runs}; the newest are: {newest}")
 

@@ -1,4 +1,4 @@
-"""Images per second: `train fit` with everything on, beside a bare torchrun loop, round by round.
+"""Images per second: `train fit` as users run it, beside a bare torchrun loop, round by round.
 
     python tests/benchmarks/train_throughput.py [--rounds 3]
 
@@ -65,13 +65,13 @@ def main() -> None:
             f"data-parallel workers of one thread each, batch {BATCH_SIZE}; in each round "
             f"{PEER_EPOCHS} epochs of the torchrun loop, then {EPOCHS} of `train fit` with another "
             "seed. The median epoch of each, the training steps alone. `train fit` flips images, "
-            "sums metrics, reports progress and writes checkpoints meanwhile; the torchrun loop "
-            "does nothing else."
+            "sums metrics and reports progress meanwhile (its checkpoints, one an epoch, fall "
+            "between the epochs); the torchrun loop does nothing else."
         ),
         unit="images/s",
         command=f"python tests/benchmarks/train_throughput.py --rounds {rounds}",
         reference=Series("bare torchrun DDP", tuple(bare)),
-        others=[Series("train fit, everything on", tuple(ours))],
+        others=[Series("train fit", tuple(ours))],
         notes=[
             f"Test accuracy of the {rounds} runs of {EPOCHS} epochs: "
             + ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)

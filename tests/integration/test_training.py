@@ -109,7 +109,7 @@ def test_killing_a_worker_changes_no_bit(
     progress = wait_for_event(run, "progress", process)
     start = next(event for event in read_events(run.events_file) if event["kind"] == "start")
     assert 0 < progress["step"] < progress["total_steps"]
-    os.kill(start["workers"][1]["pid"], signal.SIGKILL)
+    os.kill(start["workers"][0]["pid"], signal.SIGKILL)
     killed = finish(process)
     assert killed.exit_code == 0, killed.stderr
     assert killed.json["restarts"] == 1

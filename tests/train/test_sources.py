@@ -109,6 +109,28 @@ def test_fashion_mnist_from_a_folder_of_its_files(need_debian_package: NeedPacka
     assert source.parts["train"].images.mean() / 255 == pytest.approx(0.2860, abs=1e-4)
 
 
-def test_fashion_mnist_without_files_or_network_says_how(tmp_path: Path) -> None:
+def test_fashion_mnist_without_files_or_network_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", no_network)
     with pytest.raises(DataError, match="give a folder that holds its four IDX files with --root"):
         read_source("fashion-mnist", root=tmp_path, class_names=None)
+
+
+def test_fashion_mnist_is_downloaded_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(folder: Path, *, train: bool, download: bool) -> None:
+        assert train
+        assert download
+        inner = folder / "FashionMNIST" / "raw"
+        inner.mkdir(parents=True)
+        write_idx_folder(inner)
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", download)
+    source = read_source("fashion-mnist", root=tmp_path, class_names=None)
+    assert source.class_names == FASHION_MNIST_CLASSES
+    assert source.parts["train"].images.shape == (60, 1, 8, 8)

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     try:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise DataError(f"{path} is not an IDX file of unsigned bytes")
@@ -153,7 +154,7 @@ def _read_idx_source(folder: Path) -> Source:
     for split, (images_name, labels_name) in IDX_FILES.items():
         images = read_idx(_idx_path(folder, images_name))
         labels = read_idx(_idx_path(folder, labels_name))
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        if images.ndim != 3 or labels.ndim != 1 or not 0 < len(images) == len(labels):
             raise DataError(
                 f"{folder}: {images_name} holds {images.shape} and {labels_name} {labels.shape}; "
                 "expected [rows, height, width] and [rows]"
