@@ -21,7 +21,7 @@ JSON_TYPE = b"application/json"
 BINARY_TYPE = b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data", "classification")
-_MAX_DIMENSION = 2**31 - 1
+_MAX_DIMENSION = 2**63 - 1
 _MAX_ID_CHARS = 256
 _MAX_NAME_CHARS = 80
 

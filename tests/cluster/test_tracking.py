@@ -104,6 +104,24 @@ def test_a_bundle_is_fetched_once_and_verified(
     assert tracking.fetch_bundle(version).path.stat().st_mtime_ns == changed_at
 
 
+def test_versions_of_one_run_keep_their_own_files(
+    tracking: Tracking, module_settings: Settings, tmp_path: Path
+) -> None:
+    log = tracking.start_run("twice", {}, {})
+    bundles = [write_bundle(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    versions = [tracking.register("twice", bundle, run_id=log.run_id) for bundle in bundles]
+    shutil.rmtree(Store(module_settings.store).bundle_cache, ignore_errors=True)
+    assert [tracking.fetch_bundle(version).digest for version in versions] == [
+        bundle.digest for bundle in bundles
+    ]
+
+
+def test_an_alias_that_mlflow_keeps_for_itself(tracking: Tracking, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "a", seed=3)
+    with pytest.raises(UserError, match="alias 'latest' of reserved:1"):
+        tracking.register("reserved", bundle, run_id=None, aliases=("latest",))
+
+
 def test_a_cached_bundle_that_was_tampered_with(tracking: Tracking, tmp_path: Path) -> None:
     version = tracking.register("spoiled", write_bundle(tmp_path / "a", seed=4), run_id=None)
     fetched = tracking.fetch_bundle(version)

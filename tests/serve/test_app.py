@@ -138,6 +138,7 @@ def test_classify_names_the_likeliest_class(app: ModelApp, bundles: list[Bundle]
     assert list(answer.json["probabilities"]) == [names[i] for i in np.argsort(-logits)]
     assert sum(answer.json["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert max(answer.json["probabilities"].values()) == answer.json["probability"]
+    assert _get(ask(app, "POST", f"{ROOT}/classify?&", body=_png())).status == 200
     best = _get(ask(app, "POST", f"{ROOT}/classify?top_k=1", body=_png()))
     assert len(best.json["probabilities"]) == 1
     assert len(best.json["request_id"]) == 32

@@ -95,6 +95,7 @@ def test_fields_that_others_add_are_passed_over() -> None:
         ({"shape": [-1, 1, 2, 3]}, "one or more"),
         ({"shape": [2**4, 2**60 + 2]}, "expected [-1, 1, 2, 3]"),
         ({"shape": [2**62, 1, 2, 3]}, "takes"),
+        ({"shape": [10**4000, 1, 2, 3]}, "a dimension above"),
         ({"shape": [True, 1, 2, 3]}, "list of integers"),
         ({"shape": [1.0, 1, 2, 3]}, "list of integers"),
         ({"shape": "1123"}, "list of integers"),
