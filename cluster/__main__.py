@@ -41,8 +41,12 @@ def up(
     num_gpus: Annotated[
         int | None, typer.Option(min=0, help="GPUs; by default those of the machine.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Port of Ray's control store.")] = 6379,
-    dashboard_port: Annotated[int, typer.Option(help="Port of the dashboard.")] = 8265,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of Ray's control store.")
+    ] = 6379,
+    dashboard_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the dashboard.")
+    ] = 8265,
     as_json: JsonOption = False,
 ) -> None:
     """Start a cluster on this machine that goes on until `down`.
@@ -243,7 +247,9 @@ def runs(
     run: Annotated[
         str | None, typer.Argument(help="Show this one: its name or its MLflow id.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many to list, newest first.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many to list, newest first.")
+    ] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List recorded runs with their main metrics, or show one with everything recorded."""

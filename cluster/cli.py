@@ -76,18 +76,21 @@ def main(app: typer.Typer, program: str) -> NoReturn:
         if as_json:
             sys.stdout.write(json.dumps({"error": message, "exit_code": error.exit_code}) + "\n")
         _leave(error.exit_code)
-    except OSError as error:
-        # A full disk, a folder that may not be read: the machine's own words say it best.
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
-        _leave(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        _leave(130)
     except BrokenPipeError:
         # The reader went away, as `head` does. Keep the interpreter from flushing into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(0)
+    except OSError as error:
+        # A full disk, a folder that may not be read: the machine's own words say it best.
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}"
+        sys.stderr.write(f"error: {message}\n")
+        if as_json:
+            print(json.dumps({"error": message, "exit_code": 1}))  # noqa: T201
+        _leave(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        _leave(130)
     raise AssertionError("typer always exits")
 
 

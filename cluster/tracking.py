@@ -250,6 +250,8 @@ class Tracking:
                         for file in got.iterdir():
                             shutil.move(str(file), draft / file.name)
                         got.rmdir()
+                    # Before it can be seen: what arrived damaged must be fetched again next time.
+                    Bundle.open(draft)
             except FileExistsError:
                 pass  # Another process fetched it meanwhile; it is verified below like ours.
             except (self._error, OSError) as error:

@@ -33,6 +33,7 @@ from serve.client import Client
 
 DEFAULT_STORE = Path(__file__).resolve().parent.parent / "demo"
 STORE = Path(os.environ.get("RAYBRIDGE_DEMO_STORE", DEFAULT_STORE))
+MODEL = "raybridge-demo"  # a name that nobody else serves
 IMAGES_PER_CLASS = 6
 NEEDED_ACCURACY = 0.98
 console = Console(highlight=False, soft_wrap=True)
@@ -79,7 +80,8 @@ class Demo:
 
 def main() -> int:
     """Go the whole way; returns the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupt)
     began = time.monotonic()
     os.environ[STORE_VARIABLE] = str(STORE)
     os.environ.pop(TRACKING_VARIABLE, None)
@@ -119,9 +121,7 @@ def go(demo: Demo) -> dict[str, Any]:
     evaluated = demo.run("evaluate", "train", "evaluate", fitted["run"])
     demo.outcome(f"accuracy {evaluated['accuracy']:.4f} on {evaluated['images']} test images")
 
-    exported = demo.run(
-        "export", "train", "export", fitted["run"], "--register", "--alias", "champion"
-    )
+    exported = demo.run("export", "train", "export", fitted["run"], "--model", MODEL, "--register")
     demo.outcome(
         f"{exported['model']}:{exported['version']}, digest {exported['bundle_digest'][:12]}"
     )
@@ -188,7 +188,7 @@ def tear_down(demo: Demo) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     commands = []
     if demo.deployed and not demo.up:
-        commands.append(("serve", "down", "digits"))
+        commands.append(("serve", "down", MODEL))
     if demo.up:
         commands.append(("cluster", "down"))
     for command in commands:

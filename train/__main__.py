@@ -41,7 +41,7 @@ def ingest(
         float | None,
         typer.Option(help="Share for testing, if the source has no test split. [default: 0.2]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides which image goes to which split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which image goes to which split.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Read images once and keep them as a data set that workers map into memory.
@@ -140,11 +140,12 @@ def fit(
     if config_file is not None:
         config = config.with_changes(read_config_file(config_file), f"--config {config_file}")
     # Flags and overrides are applied together: either alone may not be valid yet.
-    changes = parse_overrides(overrides or [])
+    pairs = list(overrides or [])
+    if workers is not None:
+        pairs.append(f"resources.workers={workers}")
+    changes = parse_overrides(pairs)
     if data is not None:
         changes["data"] = data
-    if workers is not None:
-        changes.setdefault("resources", {})["workers"] = workers
     config = config.with_changes(changes, "fit")
     if show:
         output.say(config.model_dump_json(indent=2))

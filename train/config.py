@@ -39,6 +39,9 @@ class LossConfig(Frozen):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class SgdConfig(Frozen):
     """Stochastic gradient descent."""
 
@@ -60,7 +63,7 @@ class AdamConfig(Frozen):
 
     name: Literal["adam"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
 
 
@@ -69,7 +72,7 @@ class AdamWConfig(Frozen):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(default=2e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0)
 
 

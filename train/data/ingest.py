@@ -63,7 +63,8 @@ def ingest(
     channels, height, width = splits["train"].images.shape[1:]
     if channels not in (1, 3):
         raise DataError(f"images of {channels} channels; 1 and 3 are supported")
-    spec = ImageSpec(height=height, width=width, channels=channels)
+    size = {"height": height, "width": width, "channels": channels}
+    spec = ImageSpec.decode(size, f"images of {source.description}")
     versions = dataset_versions(store, name)
     version = versions[-1] + 1 if versions else 1
     target = store.datasets / name / str(version)
