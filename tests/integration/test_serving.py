@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 from cluster.bundle import MODEL_FILE, Bundle
 from cluster.errors import UserError
 from cluster.runtime import open_session
-from cluster.session import connect
+from cluster.session import LOOPBACK_VARIABLE, connect
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
@@ -440,7 +441,15 @@ def test_a_serve_without_our_switches_is_used_as_it_is(
         "import ray, ray.serve as ray_serve; ray.init(logging_level='ERROR'); "
         f"ray_serve.start(http_options=ray_serve.HTTPOptions(host='127.0.0.1', port={port}))"
     )
-    subprocess.run([sys.executable, "-c", start], check=True, capture_output=True, timeout=180)
+    # A driver that is not ours must be told that this cluster stays on loopback.
+    environment = {**os.environ, LOOPBACK_VARIABLE: "0"}
+    subprocess.run(
+        [sys.executable, "-c", start],
+        check=True,
+        capture_output=True,
+        timeout=180,
+        env=environment,
+    )
     done = run_cli("serve", "deploy", f"{MODEL}:1", "--json", env=ray_session.environment())
     assert done.exit_code == 0, done.stderr
     assert done.json["haproxy"] is False
