@@ -65,6 +65,8 @@ def up(
         port=port,
         dashboard_port=dashboard_port,
     )
+    if not info.started and not (num_cpus is None and num_gpus is None):
+        output.say("a cluster answers already, whose CPUs and GPUs stay as they are")
     if info.started:
         output.say(f"cluster up at {info.address}, dashboard {info.dashboard_url}")
         output.say(

@@ -7,6 +7,7 @@ ports of its own, and its clusters end with it.
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -284,7 +285,9 @@ def test_a_machine_on_a_network_keeps_the_cluster_to_itself(
 
 def test_ctrl_c_stops_the_job(machine: Machine) -> None:
     ports = ("--port", str(free_port()), "--dashboard-port", str(free_port()))
-    assert machine.run("cluster", "up", "--num-cpus", "2", *ports).exit_code == 0
+    started = machine.run("cluster", "up", "--num-cpus", "2", *ports)
+    assert started.exit_code == 0
+    (export,) = re.findall(r"for Ray's own commands.*: (export .*)", started.stdout)
     try:
         submitting = subprocess.Popen(
             [
@@ -308,8 +311,8 @@ def test_ctrl_c_stops_the_job(machine: Machine) -> None:
         assert "Traceback" not in err
         deadline = time.monotonic() + 30
         while True:
-            status = machine.shell("RAY_AUTH_MODE=token ray job status long").stdout
-            if "stopped" in status.lower():
+            status = machine.shell(f"{export}; ray job status long")
+            if "stopped" in status.stdout.lower():
                 break
             assert time.monotonic() < deadline, status
     finally:
