@@ -4,26 +4,23 @@
     down      stop it
     status    machines, free CPUs and GPUs, who holds the rest, Serve applications
     submit    run a command on the cluster, from a copy of a folder
+    doctor    what is wrong with each node, and how to mend it
+    manifest  files that bring this project to Kubernetes or other machines
+    gc        remove what nobody needs any more
     runs      recorded training runs
     models    registered models
 
 Ray and MLflow take seconds to import, so each command imports what it needs.
 """
 
-import sys
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cluster.cli import JsonOption, Output, main, new_app
-from cluster.errors import UserError
 from cluster.settings import Settings
-
-if TYPE_CHECKING:
-    from cluster.tracking import ModelVersion, Run
 
 app = new_app(
     "Start and watch a Ray cluster, run jobs on it, and look at recorded runs and models.\n\n"
@@ -103,68 +100,9 @@ def status(as_json: JsonOption = False) -> None:
 
     Exit code 2 if no cluster is running.
     """
-    from cluster.session import connect
+    from cluster.commands import show_status
 
-    output = Output(as_json)
-    settings = Settings.from_env()
-    with connect(settings, may_start=False, label="cluster status") as session:
-        total, free, nodes = session.total(), session.free(), session.nodes()
-        holders, applications = session.holders(), session.applications()
-        address, dashboard_url = session.address, session.dashboard_url
-    output.say(f"cluster    {address}")
-    output.say(f"dashboard  {dashboard_url or 'off'}")
-    output.say(f"store      {settings.store}")
-    output.say(f"tracking   {settings.tracking_uri}")
-    output.say(f"free       {free} of {total}")
-    output.table(
-        "Machines",
-        ("address", "CPUs free", "CPUs", "GPUs free", "GPUs"),
-        [
-            (
-                node.address,
-                f"{node.free.cpus:g}",
-                f"{node.total.cpus:g}",
-                f"{node.free.gpus:g}",
-                f"{node.total.gpus:g}",
-            )
-            for node in nodes
-        ],
-    )
-    if holders:
-        output.table(
-            "Held by",
-            ("name", "kind", "CPUs", "GPUs"),
-            [
-                (holder.name, holder.kind, f"{holder.cpus:g}", f"{holder.gpus:g}")
-                for holder in holders
-            ],
-        )
-    if applications:
-        output.table(
-            "Serve applications",
-            ("name", "status", "replicas"),
-            [
-                (
-                    application.name,
-                    application.status,
-                    ", ".join(f"{name} {number}" for name, number in application.replicas.items()),
-                )
-                for application in applications
-            ],
-        )
-    output.result(
-        {
-            "address": address,
-            "dashboard_url": dashboard_url,
-            "store": str(settings.store),
-            "tracking_uri": settings.tracking_uri,
-            "total": asdict(total),
-            "free": asdict(free),
-            "nodes": [asdict(node) for node in nodes],
-            "holders": [asdict(holder) for holder in holders],
-            "applications": [asdict(application) for application in applications],
-        }
-    )
+    show_status(Output(as_json))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -204,169 +142,113 @@ def submit(
     (http://HOST:8265). The store and MLflow's address travel along, so both must be reachable from
     there. `python` is the one that the cluster was started with.
     """
-    from cluster import jobs
+    from cluster import commands
 
-    output = Output(as_json)
-    job = jobs.submit(
-        Settings.from_env(),
+    commands.submit(
+        Output(as_json),
         command,
         working_dir=working_dir,
-        environment=_parse_environment(env or []),
+        environment=env or [],
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        job_id=name,
+        name=name,
+        wait=wait,
     )
-    output.say(f"job {job.job_id} at {job.dashboard_url}")
-    if not wait:
-        output.result({"job": job.job_id, "status": job.status(), "exit_code": None})
-        return
-    stream = sys.stderr if as_json else sys.stdout
 
-    def echo(piece: str) -> None:
-        stream.write(piece)
-        stream.flush()
 
-    try:
-        result = job.follow(echo)
-    except KeyboardInterrupt:
-        output.say(f"stopping job {job.job_id}")
-        job.stop()
-        raise
-    output.say(f"job {result.job_id} {result.status.lower()}: {result.message}")
-    output.result(
-        {
-            "job": result.job_id,
-            "status": result.status,
-            "exit_code": result.exit_code,
-            "message": result.message,
-        }
+@app.command()
+def doctor(
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a node has to answer.")] = 60,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every node of the cluster; without one, this machine.
+
+    From each node: versions and code, clock, token, store (written, read, and the same one
+    everywhere), tracking server, dashboard, Ray Serve or its port, HAProxy, shared memory, disk.
+    Every failure comes with what to do about it. Exit code 1 if something failed; a warning is no
+    failure.
+    """
+    from cluster.commands import run_doctor
+
+    run_doctor(Output(as_json), timeout_s=timeout)
+
+
+@app.command(
+    epilog="Examples: `gc` shows what may go; `gc --keep-runs 5 --older-than 7d --yes` removes it."
+)
+def gc(
+    keep_runs: Annotated[
+        int, typer.Option(min=1, help="The newest runs stay, whatever their age.")
+    ] = 20,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Younger runs and bundles stay: 30d, 12h or 2w.")
+    ] = "30d",
+    datasets: Annotated[
+        bool, typer.Option("--datasets", help="Also data-set versions that nothing refers to.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove; without it, only show what may go.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove from the store what nobody needs any more, or show what that is.
+
+    A run goes if it is old, beyond the newest, not at work, and of no registered or served model.
+    Of runs that ended well, all checkpoints but the newest go after a day. Bundles go that are old,
+    not served, under no alias and of no run that stays; data sets, if asked for, that no run or
+    bundle uses and that are not the newest of their name; and what killed commands left behind.
+    What MLflow has recorded stays.
+    """
+    from cluster.housekeeping import collect_garbage
+
+    collect_garbage(
+        Output(as_json),
+        keep_runs=keep_runs,
+        older_than=older_than,
+        datasets=datasets,
+        yes=yes,
     )
-    raise typer.Exit(result.exit_code)
 
 
 @app.command()
 def runs(
-    run: Annotated[
-        str | None, typer.Argument(help="Show this one: its name or its MLflow id.")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Show this one: its name or its MLflow id."),
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Show several side by side: data, code, parameters that differ, metrics.",
+        ),
+    ] = False,
     limit: Annotated[
         int, typer.Option(min=1, max=10_000, help="How many to list, newest first.")
     ] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List recorded runs with their main metrics, or show one with everything recorded."""
-    from cluster.tracking import Tracking
+    """List recorded runs with their main metrics, show one with everything recorded, or compare."""
+    from cluster.records import show_runs
 
-    output = Output(as_json)
-    tracking = Tracking(Settings.from_env())
-    if run is not None:
-        found = tracking.run(run)
-        output.say(f"{found.name}  {found.status.lower()}  {_moment(found.started_ms)}")
-        output.say(f"MLflow id  {found.run_id}")
-        for title, values in (
-            ("Metrics", {name: _number(value) for name, value in found.metrics.items()}),
-            ("Parameters", found.params),
-            ("Tags", found.tags),
-        ):
-            if values:
-                output.table(title, ("name", "value"), sorted(values.items()))
-        output.result(asdict(found))
-        return
-    listed = tracking.runs(limit=limit)
-    if not listed:
-        output.say("no runs yet; make one with: python -m train fit digits")
-    else:
-        output.table(
-            "Runs",
-            ("name", "status", "started", "took", "metrics"),
-            [_run_row(entry) for entry in listed],
-        )
-    output.result({"runs": [asdict(entry) for entry in listed]})
+    show_runs(Output(as_json), names or [], side_by_side=compare, limit=limit)
 
 
 @app.command()
 def models(
-    model: Annotated[str | None, typer.Argument(help="Show all versions of this one.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Show all versions of this one, and what they come from.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List registered models with their newest version and aliases, or all versions of one.
 
-    Commands take a version as MODEL (its champion), MODEL@ALIAS or MODEL:VERSION.
+    Of one model: run, data set and digest, commit, metrics, and how closely ONNX Runtime follows
+    PyTorch. Commands take a version as MODEL (its champion), MODEL@ALIAS or MODEL:VERSION.
     """
-    from cluster.tracking import Tracking
+    from cluster.records import show_models
 
-    output = Output(as_json)
-    tracking = Tracking(Settings.from_env())
-    listed = [(model, tracking.versions(model))] if model is not None else tracking.models()
-    if not listed:
-        output.say("no models yet; train one, then register it with `python -m train export`")
-    for name, versions in listed:
-        shown = versions if model is not None else _with_alias_or_newest(versions)
-        hidden = len(versions) - len(shown)
-        title = f"{name} ({hidden} older: python -m cluster models {name})" if hidden else name
-        output.table(
-            title,
-            ("version", "aliases", "metrics", "run", "registered"),
-            [
-                (
-                    version.version,
-                    " ".join(f"@{alias}" for alias in version.aliases),
-                    _metrics(version.metrics),
-                    version.run,
-                    _moment(version.created_ms),
-                )
-                for version in shown
-            ],
-        )
-    output.result(
-        {
-            "models": [
-                {"name": name, "versions": [asdict(version) for version in versions]}
-                for name, versions in listed
-            ]
-        }
-    )
-
-
-def _parse_environment(pairs: list[str]) -> dict[str, str]:
-    parsed = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            raise UserError(f"--env {pair}: expected NAME=VALUE")
-        parsed[name] = value
-    return parsed
-
-
-def _run_row(run: "Run") -> tuple[str, ...]:
-    took = "" if run.seconds is None else f"{run.seconds:.0f} s"
-    return (run.name, run.status.lower(), _moment(run.started_ms), took, _metrics(run.metrics))
-
-
-def _with_alias_or_newest(versions: "list[ModelVersion]") -> "list[ModelVersion]":
-    return [version for i, version in enumerate(versions) if i == 0 or version.aliases]
-
-
-def _metrics(values: dict[str, float], limit: int = 3) -> str:
-    """The figures that people ask for first, then others, as many as a line holds."""
-
-    def rank(name: str) -> tuple[int, str]:
-        order = [("accuracy", "test"), ("accuracy", "val"), ("loss", "test"), ("loss", "val")]
-        for position, (wanted, split) in enumerate(order):
-            if wanted in name and split in name:
-                return position, name
-        return len(order), name
-
-    chosen = sorted(values, key=rank)[:limit]
-    return "  ".join(f"{name} {_number(values[name])}" for name in chosen)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _moment(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S")
+    show_models(Output(as_json), model)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@
 Nothing in a bundle is unpickled, and a folder that holds a pickle is refused.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from cluster.config import Frozen
 from cluster.dataset import ChannelStatistics, file_sha256
 from cluster.errors import BundleError, ConfigError
 from cluster.images import ImageSpec
-from cluster.store import write_json_atomic
+from cluster.store import Folder, Store, write_json_atomic
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -142,20 +143,11 @@ class Bundle:
         manifest_file = path / MANIFEST_FILE
         try:
             raw = manifest_file.read_bytes()
-            values = json.loads(raw)
         except FileNotFoundError:
             raise BundleError(f"{path} is not a bundle: it has no {MANIFEST_FILE}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise BundleError(f"{manifest_file} cannot be read: {error}") from None
-        version = values.get("schema_version") if isinstance(values, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"{path}: unknown schema version {version}; this Raybridge reads {SCHEMA_VERSION}"
-            )
-        try:
-            manifest = Manifest.decode(values, str(manifest_file))
-        except ConfigError as error:
-            raise BundleError(str(error)) from None
+        manifest = decode_manifest(raw, str(manifest_file))
         _check_paths(path, manifest)
         _refuse_pickles_and_strangers(path, manifest)
         _check_digests(path, manifest)
@@ -175,6 +167,77 @@ class Bundle:
         """Read the reference statistics."""
         values: dict[str, Any] = json.loads((self.path / REFERENCE_FILE).read_text("utf-8"))
         return values
+
+
+def decode_manifest(raw: bytes, where: str) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        BundleError: it is damaged, or of an unknown schema version.
+    """
+    try:
+        values = json.loads(raw)
+    except ValueError as error:
+        raise BundleError(f"{where} cannot be read: {error}") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where}: unknown schema version {version}; this Raybridge reads {SCHEMA_VERSION}"
+        )
+    try:
+        return Manifest.decode(values, where)
+    except ConfigError as error:
+        raise BundleError(str(error)) from None
+
+
+def bundle_folder(store: Store, digest: str) -> Folder:
+    """Where the bundle of that digest is."""
+    return store.folder(f"bundles/{digest}")
+
+
+def find_bundle(store: Store, digest: str) -> Bundle | None:
+    """The verified bundle of that digest, copied to this node once, or None if the store has none.
+
+    What lies here and was changed is dropped: the object store, or the registry, has another.
+
+    Raises:
+        BundleError: the object store's is damaged.
+    """
+    folder = bundle_folder(store, digest)
+    if (folder.path / MANIFEST_FILE).is_file():
+        with contextlib.suppress(BundleError):
+            return _open_as(folder.path, digest)
+        folder.forget()
+    try:
+        path = folder.fetch(MANIFEST_FILE, lambda copy: _open_as(copy, digest))
+    except FileNotFoundError:
+        return None
+    return _open_as(path, digest)
+
+
+def publish_bundle(store: Store, draft: Path) -> Bundle:
+    """Make a finished folder the store's bundle of its digest, unless it has that one already.
+
+    Args:
+        store: where bundles live.
+        draft: a folder on the store's disk, such as :func:`cluster.store.drafting` gives; it is
+            moved.
+
+    Raises:
+        BundleError: it must not be opened.
+    """
+    bundle = Bundle.open(draft)
+    folder = bundle_folder(store, bundle.digest)
+    with contextlib.suppress(FileExistsError):
+        folder.publish(draft, MANIFEST_FILE)
+    return _open_as(folder.fetch(MANIFEST_FILE, Bundle.open), bundle.digest)
+
+
+def _open_as(path: Path, digest: str) -> Bundle:
+    bundle = Bundle.open(path)
+    if bundle.digest != digest:
+        raise BundleError(f"{path} holds bundle {bundle.digest[:12]}, not {digest[:12]}")
+    return bundle
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:

@@ -74,7 +74,8 @@ def main(app: typer.Typer, program: str) -> NoReturn:
         message = " ".join(str(error).split())
         sys.stderr.write(f"error: {message}\n")
         if as_json:
-            sys.stdout.write(json.dumps({"error": message, "exit_code": error.exit_code}) + "\n")
+            line = {"error": message, "exit_code": error.exit_code, **error.details}
+            sys.stdout.write(json.dumps(line) + "\n")
         _leave(error.exit_code)
     except BrokenPipeError:
         # The reader went away, as `head` does. Keep the interpreter from flushing into it again.
@@ -90,6 +91,8 @@ def main(app: typer.Typer, program: str) -> NoReturn:
         _leave(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
+        if as_json:
+            sys.stdout.write(json.dumps({"error": "interrupted", "exit_code": 130}) + "\n")
         _leave(130)
     raise AssertionError("typer always exits")
 

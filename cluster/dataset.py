@@ -1,30 +1,63 @@
-"""A data set: uncompressed Arrow IPC files that every worker maps instead of reading.
+"""A data set: a folder of ``meta.json`` and the Arrow files of its splits.
 
-Images are one fixed-size list of bytes each, in a single record batch a split, so that a whole
-split is one contiguous array in the page cache: memory grows neither with the data nor with the
-number of workers on a host.
+A split's files are written by :mod:`cluster.shards`, and read through :mod:`cluster.splits`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
+from pydantic import Field
 
 from cluster.config import Frozen
 from cluster.errors import DataError, NotFoundError
 from cluster.images import ImageSpec
-from cluster.store import NAME_PATTERN, Store, write_json_atomic
+from cluster.shards import (
+    SPLITS,
+    ShardInfo,
+    SplitInfo,
+    SplitName,
+    check_digests,
+    check_sizes,
+    file_sha256,
+    write_encoded_split,
+    write_split,
+)
+from cluster.splits import EncodedSplit, ImageSplit, Split, Storage, open_split
+from cluster.store import NAME_PATTERN, Folder, Store, write_json_atomic
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "META_FILE",
+    "SPLITS",
+    "ChannelStatistics",
+    "Dataset",
+    "DatasetMeta",
+    "EncodedSplit",
+    "ImageSplit",
+    "ShardInfo",
+    "Split",
+    "SplitInfo",
+    "SplitName",
+    "Storage",
+    "content_digest",
+    "dataset_meta",
+    "dataset_names",
+    "dataset_versions",
+    "file_sha256",
+    "open_split",
+    "publish_dataset",
+    "write_encoded_split",
+    "write_meta",
+    "write_split",
+]
+
+SCHEMA_VERSION: Literal[2] = 2
+READABLE_VERSIONS = (1, 2)
 META_FILE = "meta.json"
-SplitName = Literal["train", "val", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 class ChannelStatistics(Frozen):
@@ -34,44 +67,30 @@ class ChannelStatistics(Frozen):
     std: tuple[float, ...]
 
 
-class SplitInfo(Frozen):
-    """One Arrow file."""
-
-    file: str
-    rows: int
-    class_counts: tuple[int, ...]
-    sha256: str
-    """Of the file: detects damage."""
-
-
 class DatasetMeta(Frozen):
     """What ``meta.json`` holds."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    """2 has several files a split, and knows of encoded images."""
     name: str
     version: int
     source: str
     created_at: str
     image: ImageSpec
+    """What an image is, or, of encoded images, what it becomes."""
     class_names: tuple[str, ...]
     statistics: ChannelStatistics
     splits: dict[SplitName, SplitInfo]
     seed: int
     digest: str
     """:func:`content_digest` of the splits."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """A mapped split. Both arrays are read-only views of the file."""
-
-    images: npt.NDArray[np.uint8]
-    """uint8 ``[rows, channels, height, width]``."""
-    labels: npt.NDArray[np.int64]
-    """int64 ``[rows]``."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    storage: Storage = "pixels"
+    normalization: ChannelStatistics = Field(default_factory=lambda data: data["statistics"])
+    """What a model subtracts and divides by. A version made from another one keeps its parent's,
+    so that weights go on from one version to the next; by default this version's statistics."""
+    parent: str | None = None
+    """``NAME@VERSION`` of the version that this one was made from."""
+    parent_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,21 +102,22 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path) -> "Dataset":
-        """Read ``meta.json``; files are mapped when a split is asked for.
+        """Read ``meta.json`` and look at the sizes of the files it names.
+
+        Files are mapped when a split is asked for, and read when something of it is used.
 
         Raises:
-            DataError: the folder is not a data set, or of another schema version.
+            DataError: the folder is not a data set, is of another schema version, or a file is
+                missing or of another size than recorded.
         """
         try:
-            values = json.loads((path / META_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = (path / META_FILE).read_bytes()
+        except OSError as error:
             raise DataError(f"{path} is not a data set: {error}") from None
-        if values.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(
-                f"{path}: schema version {values.get('schema_version')}; "
-                f"this Raybridge reads {SCHEMA_VERSION}; ingest the source again"
-            )
-        return cls(path, DatasetMeta.decode(values, str(path / META_FILE)))
+        meta = _decode_meta(content, str(path))
+        for info in meta.splits.values():
+            check_sizes(path, info)
+        return cls(path, meta)
 
     @classmethod
     def find(cls, store: Store, reference: str) -> "Dataset":
@@ -111,124 +131,131 @@ class Dataset:
         if not versions:
             known = ", ".join(sorted(dataset_names(store))) or "none yet"
             raise NotFoundError(
-                f"no data set {name!r} in {store.datasets}; there are: {known}; "
+                f"no data set {name!r} in {store.address}; there are: {known}; "
                 f"make one with: python -m train ingest SOURCE --name {name}"
             )
         if wanted and wanted not in {str(version) for version in versions}:
             listed = ", ".join(str(version) for version in versions)
             raise NotFoundError(f"data set {name!r} has no version {wanted}; there are: {listed}")
-        return cls.open(store.datasets / name / (wanted or str(versions[-1])))
+        version = int(wanted or versions[-1])
+        if store.remote is None:
+            return cls.open(store.datasets / name / str(version))
+        # Of an object store, this node's copy.
+        meta = dataset_meta(store, name, version)
+        copy = cls.open(_version_folder(store, meta).fetch(META_FILE, _verify_copy))
+        # The same content under another name may have been written to other files.
+        layout = ("schema_version", "splits", "storage")
+        changes = {field: getattr(copy.meta, field) for field in layout}
+        return cls(copy.path, meta.model_copy(update=changes))
 
     @property
     def reference(self) -> str:
         """``NAME@VERSION``."""
         return f"{self.meta.name}@{self.meta.version}"
 
-    def split(self, name: SplitName) -> Split:
+    def split(self, name: SplitName) -> ImageSplit:
         """Map one split.
 
         Raises:
-            DataError: the split is missing, or its file is damaged.
+            DataError: the split is missing, or a file of it is damaged.
         """
         info = self.meta.splits.get(name)
         if info is None:
             raise DataError(f"data set {self.reference} has no split {name!r}")
-        file = self.path / info.file
-        try:
-            with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as reader:
-                batch = reader.get_batch(0)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{file} is damaged: {error}") from None
-        pixels = batch.column("image").flatten().to_numpy(zero_copy_only=True)
-        images = pixels.reshape(-1, *self.meta.image.shape)
-        labels = batch.column("label").to_numpy(zero_copy_only=True)
-        if len(labels) != info.rows:
-            raise DataError(f"{file} holds {len(labels)} rows; {META_FILE} says {info.rows}")
-        return Split(images, labels)
+        return open_split(self.path, info, self.meta.image, self.meta.storage)
 
-    def verify(self) -> None:
-        """Compare every file with its recorded sha256.
+    def verify(self, progress: Callable[[Path], None] = lambda _: None) -> None:
+        """Read every file and compare it with its recorded sha256.
+
+        Args:
+            progress: told of each file before it is read.
 
         Raises:
             DataError: a file was changed.
         """
         for info in self.meta.splits.values():
-            if file_sha256(self.path / info.file) != info.sha256:
-                raise DataError(f"{self.path / info.file} was changed since it was ingested")
+            check_digests(self.path, info, progress)
 
 
-def dataset_names(store: Store) -> Iterator[str]:
+def publish_dataset(store: Store, draft: Path) -> Dataset:
+    """Make a finished folder the version that its ``meta.json`` says.
+
+    Args:
+        store: where data sets live.
+        draft: a folder on the store's disk, such as :func:`cluster.store.drafting` gives; it is
+            moved.
+
+    Raises:
+        FileExistsError: there is such a version already.
+    """
+    meta = Dataset.open(draft).meta
+    _version_folder(store, meta).publish(draft, META_FILE)
+    return Dataset.find(store, f"{meta.name}@{meta.version}")
+
+
+def dataset_names(store: Store) -> list[str]:
     """Names of all data sets in a store."""
-    if store.datasets.is_dir():
-        for folder in store.datasets.iterdir():
-            if folder.is_dir() and not folder.name.startswith("."):
-                yield folder.name
+    return store.folder("datasets").folders()
 
 
 def dataset_versions(store: Store, name: str) -> list[int]:
     """Version numbers of one data set, oldest first."""
-    folder = store.datasets / name
-    if not NAME_PATTERN.fullmatch(name) or not folder.is_dir():
+    if not NAME_PATTERN.fullmatch(name):
         return []
-    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())
+    versions = store.folder(f"datasets/{name}").whole(META_FILE)
+    return sorted(int(version) for version in versions if version.isdigit())
 
 
-def write_split(
-    folder: Path,
-    name: SplitName,
-    images: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-    num_classes: int,
-) -> SplitInfo:
-    """Write one split as a single uncompressed record batch.
+def dataset_meta(store: Store, name: str, version: int) -> DatasetMeta:
+    """``meta.json`` of a version that exists; its files stay where they are.
 
-    Args:
-        folder: where the file goes.
-        name: the split, which names the file.
-        images: uint8 ``[rows, channels, height, width]``; may be a ``numpy.memmap``.
-        labels: int64 ``[rows]``.
-        num_classes: how many classes to count.
+    Raises:
+        DataError: it cannot be read, or is of another schema version.
     """
-    rows = len(labels)
-    row_bytes = int(np.prod(images.shape[1:]))
-    flat = pa.Array.from_buffers(
-        pa.uint8(),
-        rows * row_bytes,
-        [None, pa.py_buffer(np.ascontiguousarray(images).reshape(-1))],
-    )
-    batch = pa.record_batch(
-        {
-            "image": pa.FixedSizeListArray.from_arrays(flat, row_bytes),
-            "label": pa.array(labels, pa.int64()),
-        }
-    )
-    file = folder / f"{name}.arrow"
-    with (
-        pa.OSFile(str(file), "wb") as sink,
-        pa.ipc.new_file(sink, batch.schema) as writer,
-    ):
-        writer.write_batch(batch)
-    counts = np.bincount(labels, minlength=num_classes)
-    return SplitInfo(
-        file=file.name,
-        rows=rows,
-        class_counts=tuple(int(count) for count in counts),
-        sha256=file_sha256(file),
-    )
+    folder = store.folder(f"datasets/{name}/{version}")
+    return _decode_meta(folder.read(META_FILE) or b"", f"{store.address}: {name}@{version}")
+
+
+def _version_folder(store: Store, meta: DatasetMeta) -> Folder:
+    """Where a version is; of an object store, a node keeps each content once, by its digest."""
+    folder = store.folder(f"datasets/{meta.name}/{meta.version}")
+    if store.remote is None:
+        return folder
+    return replace(folder, path=store.dataset_cache / meta.digest)
+
+
+def _verify_copy(folder: Path) -> None:
+    Dataset.open(folder).verify()
+
+
+def _decode_meta(content: bytes, where: str) -> DatasetMeta:
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{where} is not a data set: {error}") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version not in READABLE_VERSIONS:
+        raise DataError(
+            f"{where}: schema version {version}; this Raybridge reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; ingest the source again"
+        )
+    return DatasetMeta.decode(values, f"{where}/{META_FILE}")
 
 
 def content_digest(
-    image: ImageSpec, class_names: tuple[str, ...], splits: Mapping[SplitName, Split]
+    image: ImageSpec, class_names: tuple[str, ...], splits: Mapping[SplitName, ImageSplit]
 ) -> str:
-    """sha256 over pixels, labels, class names and image specification.
+    """sha256 over pixels or encoded images, labels, class names and image specification.
 
-    It names what is trained on: whatever the data set is called, whatever wrote its files.
+    It names what is trained on: whatever the data set is called, whatever wrote its files, and
+    however many there are.
     """
     header = {"image": image.model_dump(), "class_names": class_names}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(splits):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(splits[name].images).reshape(-1).data)
+        for buffer in splits[name].content():
+            digest.update(buffer)
         digest.update(np.ascontiguousarray(splits[name].labels, dtype="<i8").data)
     return digest.hexdigest()
 
@@ -236,9 +263,3 @@ def content_digest(
 def write_meta(folder: Path, meta: DatasetMeta) -> None:
     """Write ``meta.json``, the file that makes a folder a data set."""
     write_json_atomic(folder / META_FILE, meta.model_dump(mode="json"))
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

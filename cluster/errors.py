@@ -3,6 +3,7 @@
     RaybridgeError              1   something of ours failed while it worked
     |-- TrainingError           1   a run died and did not recover
     |-- ServingError            1   an application did not come up, or a server failed
+    |-- StoreError              1   a remote store does not answer
     `-- UserError               2   the caller can put it right; the message says how
         |-- ConfigError             a field, a recipe, an override
         |-- DataError               a data set or an image
@@ -14,11 +15,17 @@
 A message is one line: what is wrong, where, and what is allowed.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 
 class RaybridgeError(Exception):
     """Base of every error raised on purpose. ``exit_code`` is what the command ends with."""
 
     exit_code = 1
+    details: Mapping[str, Any] = MappingProxyType({})
+    """Further fields of the line that ``--json`` prints: what is too long for a message."""
 
 
 class TrainingError(RaybridgeError):
@@ -27,6 +34,10 @@ class TrainingError(RaybridgeError):
 
 class ServingError(RaybridgeError):
     """An application did not come up, or a server answered with a failure."""
+
+
+class StoreError(RaybridgeError):
+    """A remote store does not answer, or answers with nonsense."""
 
 
 class UserError(RaybridgeError):

@@ -14,6 +14,9 @@ from collections.abc import Sequence, Set
 HTTP_REQUEST_TIMEOUT_S = 20
 """How long a client may take to send its headers; the template sets no limit."""
 
+SILENCE_S = 5
+"""How long a replica's machine may leave what it was sent unconfirmed."""
+
 UNAVAILABLE_FILE = "503.http"
 # What HAProxy itself says when a replica is not there; Ray turns all of it into a bare 500.
 _UNAVAILABLE_STATUS = (502, 503, 504)
@@ -37,6 +40,7 @@ def tighten(config: str, folder: str) -> str:
     - Headers that Ray would trip over do not reach it.
     - Only failures are logged: a datagram for every request costs more than HAProxy's own work.
     - Replicas are told not to watch for disconnects, which costs them two tasks a request.
+    - A connection to a machine that has fallen silent is given up after seconds, not after minutes.
     """
     if "x-request-disconnect-disabled" in config:
         return config
@@ -46,6 +50,12 @@ def tighten(config: str, folder: str) -> str:
     defaults = [
         f"timeout http-request {HTTP_REQUEST_TIMEOUT_S}s",
         "option dontlog-normal",
+        # The system asks the replica's machine, which answers however busy the replica is.
+        "option srvtcpka",
+        "srvtcpka-idle 2s",
+        "srvtcpka-intvl 1s",
+        "srvtcpka-cnt 3",
+        f"default-server tcp-ut {SILENCE_S}s",
         *(f"errorfile {status} {folder}/{UNAVAILABLE_FILE}" for status in _UNAVAILABLE_STATUS),
     ]
     edited = _insert(edited, r"defaults\n", defaults)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.errors import RaybridgeError, ResourceError
+from cluster.errors import RaybridgeError, ResourceError, UserError
+from cluster.network import is_free
 from cluster.session import (
     LOOPBACK,
     LOOPBACK_VARIABLE,
@@ -84,9 +85,15 @@ def up(
         dashboard_port: of the dashboard, which takes jobs.
 
     Raises:
+        UserError: ``RAY_ADDRESS`` says that no cluster is to stay.
         ResourceError: a port is taken, or a cluster of ours runs that cannot be joined.
         RaybridgeError: Ray does not come up; the message names its log.
     """
+    if os.environ.get("RAY_ADDRESS") == "local":
+        raise UserError(
+            "RAY_ADDRESS=local asks for a private cluster, which ends with its command, and what "
+            "is started here is to stay: unset RAY_ADDRESS"
+        )
     record = _read_record(settings)
     address = find_address()
     if address is not None:
@@ -103,9 +110,9 @@ def up(
             "still starting, does not answer, or RAY_ADDRESS points elsewhere); "
             "`python -m cluster down` ends it"
         )
-    Store(settings.store).ensure_writable()
+    Store.open(settings.address).ensure_writable()
     for name, number in (("port", port), ("dashboard port", dashboard_port)):
-        if not _is_free(number):
+        if not is_free(number, LOOPBACK):
             raise ResourceError(f"{name} {number} is taken by another program; name another one")
     log_file = _record_file(settings).with_suffix(".log")
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -248,14 +255,3 @@ def _healthy(dashboard_url: str) -> bool:
 def _last_words(log_file: Path) -> str:
     lines = [line.strip() for line in log_file.read_text("utf-8", "replace").splitlines()]
     return next((line for line in reversed(lines) if line), "it said nothing")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True

@@ -1,8 +1,13 @@
 """One decoder for ingest and HTTP: a served image is prepared as the training images were."""
 
+import contextlib
 import io
+import math
+import re
 import warnings
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +20,25 @@ from cluster.errors import DataError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 25_000_000
+"""Bounds for what strangers send."""
+OWN_MAX_BYTES = 2**28
+OWN_MAX_PIXELS = 150_000_000
+"""Bounds for the user's own files: ingest, and data sets of encoded images."""
+
+# Where an orientation can stand. Pillow turns TIFF itself when it loads.
+_ORIENTATION_KEYS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+_TURNED_SIDEWAYS = frozenset({5, 6, 7, 8})
+_ORIENTATION_TAG = 0x0112
+_GRAY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
+# Pillow warns about odd metadata and about sizes that are checked here. A filter for its modules,
+# since `warnings.catch_warnings` changes the whole process and is not safe among threads.
+_QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 Resize = Literal["crop", "pad", "stretch"]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+Crop = Callable[[int, int], Box]
+"""From the width and height of an image to the part of it that training looks at."""
 
 
 class ImageError(DataError):
@@ -68,54 +90,195 @@ def decode_image(
         ImageError: too large (``size``), not an image of an allowed format (``format``), or
             damaged (``content``).
     """
-    if len(data) > max_bytes:
-        raise ImageError(f"image of {len(data)} bytes; at most {max_bytes} are allowed", "size")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about odd metadata and about sizes that are checked below.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    raise ImageError(
-                        f"image of {image.width}x{image.height} pixels; "
-                        f"at most {max_pixels} pixels are allowed",
-                        "size",
-                    )
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                fitted = _fit(_to_mode(upright, spec.channels), spec)
-    except UnidentifiedImageError:
-        raise ImageError(f"not an image; allowed: {', '.join(FORMATS)}", "format") from None
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(str(error), "size") from None
-    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise many kinds on damaged data
-        raise ImageError(f"damaged image: {error}", "content") from None
-    pixels = np.asarray(fitted, dtype=np.uint8)
-    return np.ascontiguousarray(pixels[None] if spec.channels == 1 else pixels.transpose(2, 0, 1))
+    _check_bytes(data, max_bytes)
+    with _opened(io.BytesIO(data), max_pixels) as image:
+        return _to_array(_fit(_load_upright(image, spec.channels), spec))
+
+
+def decode_crop(
+    data: bytes,
+    spec: ImageSpec,
+    crop: Crop,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> npt.NDArray[np.uint8]:
+    """Decode a part of an image, stretched to the size that a model takes: for training only.
+
+    A JPEG that has more pixels there than needed is decoded at a half, a quarter or an eighth of
+    its size, which is quicker.
+
+    Args:
+        data: an encoded image in one of :data:`FORMATS`.
+        spec: the target size and channels.
+        crop: chooses the part, of the upright image at its full size.
+        max_bytes: refuse more encoded bytes than this.
+        max_pixels: refuse a larger frame than this, before it is decoded.
+
+    Returns:
+        uint8 ``[channels, height, width]``.
+
+    Raises:
+        ImageError: as :func:`decode_image`.
+    """
+    _check_bytes(data, max_bytes)
+    with _opened(io.BytesIO(data), max_pixels) as image:
+        width, height = _upright_size(image)
+        left, top, right, bottom = crop(width, height)
+        surplus = min((right - left) / spec.width, (bottom - top) / spec.height)
+        if image.format == "JPEG" and surplus >= 2:
+            image.draft(None, (math.ceil(image.width / surplus), math.ceil(image.height / surplus)))
+        upright = _load_upright(image, spec.channels)
+        across, down = upright.width / width, upright.height / height
+        box = (left * across, top * down, right * across, bottom * down)
+        return _to_array(_resize_box(upright, box, (spec.width, spec.height)))
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What can be said of an image before it is decoded."""
+
+    width: int
+    height: int
+    """Upright: the orientation that its metadata asks for is applied."""
+    channels: Literal[1, 3]
+    """1 if it is gray by its format, transparency aside."""
+
+
+def read_header(source: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Read an image's size and kind without decoding it.
+
+    Args:
+        source: an open file, or bytes as ``io.BytesIO``.
+        max_pixels: refuse a larger frame than this.
+
+    Raises:
+        ImageError: as :func:`decode_image`, as far as the header shows it.
+    """
+    with _opened(source, max_pixels) as image:
+        width, height = _upright_size(image)
+        gray = image.mode in _GRAY_MODES or image.mode.startswith("I;16")
+        return ImageHeader(width, height, 1 if gray else 3)
+
+
+def fit_pixels(pixels: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Bring a decoded image to ``spec``, as :func:`decode_image` does.
+
+    Args:
+        pixels: uint8 ``[channels, height, width]`` of 1 or 3 channels.
+        spec: the target size, channels and way of resizing.
+    """
+    if pixels.shape == spec.shape:
+        return pixels
+    return _to_array(_fit(_to_mode(_from_array(pixels), spec.channels), spec))
+
+
+def crop_pixels(pixels: npt.NDArray[np.uint8], crop: Crop) -> npt.NDArray[np.uint8]:
+    """Stretch a part of a decoded image to the size of the whole.
+
+    Args:
+        pixels: uint8 ``[channels, height, width]``.
+        crop: chooses the part.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    image = _from_array(pixels)
+    return _to_array(_resize_box(image, crop(image.width, image.height), image.size))
 
 
 def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode uint8 ``[channels, height, width]`` as a lossless PNG."""
-    hwc = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(hwc)).save(buffer, "PNG", compress_level=1)
+    _from_array(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _quiet_pillow() -> None:
+    if _QUIET_PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_QUIET_PILLOW[3].pattern)
+
+
+def _check_bytes(data: bytes, max_bytes: int) -> None:
+    if len(data) > max_bytes:
+        raise ImageError(f"image of {len(data)} bytes; at most {max_bytes} are allowed", "size")
+
+
+@contextlib.contextmanager
+def _opened(source: BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose header was read; what goes wrong with it inside becomes an ImageError."""
+    _quiet_pillow()
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(
+                    f"image of {image.width}x{image.height} pixels; "
+                    f"at most {max_pixels} pixels are allowed",
+                    "size",
+                )
+            yield image
+    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise many kinds on damaged data
+        raise _image_error(error) from None
+
+
+def _load_upright(image: Image.Image, channels: int) -> Image.Image:
+    image.load()
+    if not _ORIENTATION_KEYS.isdisjoint(image.info):
+        ImageOps.exif_transpose(image, in_place=True)
+    return _to_mode(image, channels)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as they will be once the orientation is applied."""
+    # TIFF gives its size upright; where there is no metadata there is nothing to ask.
+    if image.format != "TIFF" and not _ORIENTATION_KEYS.isdisjoint(image.info):
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)
+        if orientation in _TURNED_SIDEWAYS:
+            return image.height, image.width
+    return image.width, image.height
+
+
+def _resize_box(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    left, top, right, bottom = box
+    # Rounding may have put an edge a hair outside, which Pillow refuses.
+    inside = (left, top, min(right, image.width), min(bottom, image.height))
+    return image.resize(size, Image.Resampling.BILINEAR, box=inside)
+
+
+def _image_error(error: Exception) -> ImageError:
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError(f"not an image; allowed: {', '.join(FORMATS)}", "format")
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(str(error), "size")
+    return ImageError(f"damaged image: {error}", "content")
+
+
+def _from_array(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    hwc = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(hwc))
+
+
+def _to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion clips 16-bit samples at 255 instead of scaling them.
-        samples = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray((np.minimum(samples, 65535) // 257).astype(np.uint8))
+        samples = np.clip(np.asarray(image), 0, 65535)
+        image = Image.fromarray((samples // 257).astype(np.uint8))
     elif image.mode == "F":
         image = Image.fromarray(np.clip(np.asarray(image), 0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, layered)
-    return image.convert("L" if channels == 1 else "RGB")
+    wanted = "L" if channels == 1 else "RGB"
+    # Pillow copies where there is nothing to convert.
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:

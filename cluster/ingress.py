@@ -72,6 +72,11 @@ def controller_switches(folder: Path, *, num_cpus: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, num_cpus // 4))),
+        # A replica's machine that is gone is found out in seconds, and its requests go to another;
+        # inference changes nothing, so what has no answer yet may be asked once more.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "2",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # Idle time between two pieces of a request; Ray's default is an hour.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         # A killed HAProxy is back in about 4 s; with Ray's defaults it takes half a minute.
@@ -92,16 +97,6 @@ def replica_switches() -> dict[str, str]:
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
         # HAProxy learns of a leaving replica in well under a second; Ray's default is 30 s.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-        **plain_replica_switches(),
-    }
-
-
-def plain_replica_switches() -> dict[str, str]:
-    """Environment of a replica behind Serve's Python proxy."""
-    return {
-        # The autoscaler sees load within a second instead of ten.
-        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     }
 
 

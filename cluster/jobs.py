@@ -7,17 +7,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import requests
 from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
-from cluster.errors import NotFoundError, RaybridgeError, UserError
+from cluster.errors import NotFoundError, RaybridgeError, ResourceError, UserError
+from cluster.resources import Resources, job_name
 from cluster.session import HOW_TO_START, allow_token, find_address, loopback_stays, quiet
 from cluster.settings import Settings
 
 _POLL_S = 0.5
+_ASK_TIMEOUT_S = 10
 _FOLLOW_ATTEMPTS = 5
 # Beside what .gitignore and .rayignore name, and .git, .venv and __pycache__, which Ray leaves out.
 _EXCLUDES = ["**/.mypy_cache", "**/.ruff_cache", "**/.pytest_cache", "**/*.egg-info"]
@@ -126,9 +129,11 @@ def submit(
 
     Raises:
         NotFoundError: no cluster answers.
+        ResourceError: no machine of the cluster has that many CPUs and GPUs.
         UserError: the folder is too large, or the name is taken.
     """
     client = connect_client()
+    _require(client, Resources(num_cpus, num_gpus), shlex.join(command))
     runtime_env: dict[str, object] = {
         "env_vars": {**settings.environment(), **(environment or {})},
     }
@@ -149,20 +154,6 @@ def submit(
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the cluster did not take the job: {_line(error)}") from None
     return Job(client, made)
-
-
-def find_job(job_id: str) -> Job:
-    """A job that was submitted before.
-
-    Raises:
-        NotFoundError: no cluster answers, or it knows no such job.
-    """
-    client = connect_client()
-    try:
-        client.get_job_info(job_id)
-    except RuntimeError:
-        raise NotFoundError(f"no job {job_id!r} at {client.get_address()}") from None
-    return Job(client, job_id)
 
 
 def connect_client() -> JobSubmissionClient:
@@ -192,6 +183,49 @@ def connect_client() -> JobSubmissionClient:
                 "get-auth-token` prints where it was started as ~/.ray/auth_token"
             )
         raise UserError(f"the cluster at {address} refused: {reason}") from None
+
+
+def _require(client: JobSubmissionClient, wanted: Resources, command: str) -> None:
+    """Refuse a command that no machine is large enough for; Ray would wait for one for ever.
+
+    A cluster that an autoscaler lets grow is trusted to. What is held by others is waited for.
+
+    Raises:
+        ResourceError: names what was asked for and what there is.
+    """
+    if not (wanted.cpus or wanted.gpus) or _may_grow(client):
+        return
+    answer = _ask(client, "/api/v0/nodes?detail=true&limit=10000").get("result") or {}
+    machines = [
+        Resources(float(amounts.get("CPU", 0)), float(amounts.get("GPU", 0)))
+        for row in answer.get("result", ())
+        for amounts in [row["resources_total"]]
+        if row["state"] == "ALIVE"
+    ]
+    if machines and not any(machine.covers(wanted) for machine in machines):
+        largest = max(machines, key=lambda machine: (machine.gpus, machine.cpus))
+        raise ResourceError(
+            f"`{job_name('', command)}` asks for {wanted} on one machine for itself; "
+            f"{'the largest' if len(machines) > 1 else 'the only one'} has {largest}; ask for "
+            "less, or add machines (what the command starts reserves its own)"
+        )
+
+
+def _may_grow(client: JobSubmissionClient) -> bool:
+    """Whether an autoscaler can add machines of a kind that it has a name for."""
+    status = _ask(client, "/api/cluster_status").get("clusterStatus") or {}
+    kinds = (status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}
+    # Without one, every machine is a kind of its own.
+    return any(not str(kind).startswith("node_") for kind in kinds.values())
+
+
+def _ask(client: JobSubmissionClient, path: str) -> dict[str, Any]:
+    try:
+        answer = client._do_request("GET", path, timeout=_ASK_TIMEOUT_S)
+        data = answer.json().get("data") if answer.status_code == 200 else None
+    except (requests.RequestException, ValueError):
+        data = None  # What is not known is not refused.
+    return data or {}
 
 
 def _line(error: BaseException | str) -> str:

@@ -1,10 +1,13 @@
 """Which code and which libraries a result comes from."""
 
+import contextlib
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 
+PACKAGES = ("cluster", "train", "serve", "tune")
 LIBRARIES = ("raybridge", "torch", "torchvision", "ray", "numpy", "onnx", "onnxruntime", "pyarrow")
 
 
@@ -22,6 +25,18 @@ def code_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{head}-dirty" if changed else head
+
+
+def code_digest() -> str:
+    """Twelve hex digits over our own sources, whatever brought them here."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode())
+            with contextlib.suppress(OSError):  # An editor's file that is gone again.
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def library_versions() -> dict[str, str]:

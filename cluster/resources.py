@@ -51,26 +51,66 @@ class Node:
     free: Resources
 
 
+def room_for(piece: Resources, amounts: Iterable[Resources]) -> int:
+    """How many pieces of one size fit, none of them split over two machines.
+
+    Args:
+        piece: what each of them takes; not nothing at all.
+        amounts: what each machine has.
+    """
+    # Ray counts in units of 1/10,000.
+    return sum(
+        math.floor(
+            min(
+                (have + 1e-4) / take
+                for have, take in ((amount.cpus, piece.cpus), (amount.gpus, piece.gpus))
+                if take
+            )
+        )
+        for amount in amounts
+    )
+
+
 def shortage(
-    what: str,
-    wanted: Resources,
-    free: Resources,
-    total: Resources,
-    holders: Sequence[Holder],
+    what: str, piece: Resources, count: int, nodes: Sequence[Node], holders: Sequence[Holder]
 ) -> str:
-    """One line: what was asked for, what is free, and who holds the rest."""
-    line = f"{what} needs {wanted}; "
-    if not total.covers(wanted):
-        line += f"this cluster has {_both(total, wanted)} in all, {_both(free, wanted)} free"
+    """One line: what was asked for, what is free, and who holds the rest.
+
+    Args:
+        what: what it is for.
+        piece: what is needed on one machine.
+        count: how many times.
+        nodes: the machines.
+        holders: who holds what is not free.
+    """
+    wanted = summed([piece] * count)
+    total, free = summed(node.total for node in nodes), summed(node.free for node in nodes)
+    exists = room_for(piece, (node.total for node in nodes)) >= count
+    if (free if exists else total).covers(wanted):
+        times = f"{count} times " if count > 1 else ""
+        each = ", each on one machine" if count > 1 else " on one machine"
+        amounts = [(node.free if exists else node.total, node.address) for node in nodes]
+        amounts.sort(key=lambda entry: (-entry[0].gpus, -entry[0].cpus))
+        listed = _listed([f"{_both(amount, piece)} on {address}" for amount, address in amounts])
+        line = f"{what} needs {times}{piece}{each}; {'free' if exists else 'there'} are {listed}"
+    elif exists:
+        line = f"{what} needs {wanted}; {_both(free, wanted)} of {_both(total, wanted)} free"
     else:
-        line += f"{_both(free, wanted)} of {_both(total, wanted)} free"
+        line = (
+            f"{what} needs {wanted}; "
+            f"this cluster has {_both(total, wanted)} in all, {_both(free, wanted)} free"
+        )
     if holders:
-        named = ", ".join(str(holder) for holder in holders[:4])
-        more = f" and {len(holders) - 4} more" if len(holders) > 4 else ""
-        line += f"; held by {named}{more}"
-    if not total.covers(wanted):
+        line += f"; held by {_listed([str(holder) for holder in holders])}"
+    if not exists:
         return f"{line}; ask for less, or add machines"
     return f"{line}; wait, stop one of them, or ask for less"
+
+
+def summed(amounts: Iterable[Resources]) -> Resources:
+    """All of them together."""
+    listed = list(amounts)
+    return Resources(sum(one.cpus for one in listed), sum(one.gpus for one in listed))
 
 
 def merged(holders: Iterable[Holder]) -> list[Holder]:
@@ -105,6 +145,11 @@ def job_name(label: str, entrypoint: str) -> str:
         words[0] = "python"
     command = " ".join(words)
     return command if len(command) <= 60 else f"{command[:57]}..."
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 def _both(amount: Resources, wanted: Resources) -> str:

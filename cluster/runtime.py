@@ -22,9 +22,16 @@ class Session(Protocol):
 
 
 class OnnxRuntimeSession:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU; of a foreign graph, input and output may have other names."""
 
-    def __init__(self, model: bytes, num_threads: int) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        num_threads: int,
+        input_name: str = INPUT_NAME,
+        output_name: str = OUTPUT_NAME,
+    ) -> None:
+        self._names = input_name, output_name
         # Unless told otherwise before it is imported, it writes an identifier into the home folder
         # and reports to its makers.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -41,7 +48,8 @@ class OnnxRuntimeSession:
         )
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        logits: npt.NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
+        input_name, output_name = self._names
+        logits: npt.NDArray[np.float32] = self._session.run([output_name], {input_name: images})[0]
         return logits
 
 

@@ -30,7 +30,7 @@ from ray._raylet import GcsClient
 
 from cluster.errors import NotFoundError, RaybridgeError, ResourceError, UserError
 from cluster.holders import LABEL_KEY, find_holders, to_resources
-from cluster.resources import Holder, Node, Resources, shortage
+from cluster.resources import Holder, Node, Resources, room_for, shortage, summed
 from cluster.settings import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -114,29 +114,36 @@ class Session:
             for name, application in sorted(ray_serve.status().applications.items())
         ]
 
-    def require(self, cpus: float, gpus: float, what: str, *, wait_s: float = 3.0) -> None:
+    def require(
+        self, cpus: float, gpus: float, what: str, *, count: int = 1, wait_s: float = 3.0
+    ) -> None:
         """Return if that much is free, now or within ``wait_s``.
 
         The wait is for a run that has just ended and has not yet given everything back. A cluster
         that can grow (an autoscaler) is trusted to.
 
         Args:
-            cpus: logical CPUs.
-            gpus: GPUs.
+            cpus: logical CPUs on one machine.
+            gpus: GPUs on the same machine.
             what: what they are for, as the subject of a sentence.
+            count: how many times that much, each time on any machine.
             wait_s: how long to wait for what exists but is held.
 
         Raises:
             ResourceError: names what was asked for, what is free, and who holds the rest.
         """
-        wanted = Resources(cpus, gpus)
+        piece = Resources(cpus, gpus)
+        if not cpus and not gpus:
+            return
         deadline = time.monotonic() + wait_s
-        while not (free := self.free()).covers(wanted):
-            total = self.total()
-            if _may_grow_to(wanted):
+        while True:
+            nodes = self.nodes()
+            enough = room_for(piece, (node.free for node in nodes)) >= count
+            if enough or _may_grow_to(summed([piece] * count)):
                 return
-            if not total.covers(wanted) or time.monotonic() >= deadline:
-                raise ResourceError(shortage(what, wanted, free, total, self.holders()))
+            exists = room_for(piece, (node.total for node in nodes)) >= count
+            if not exists or time.monotonic() >= deadline:
+                raise ResourceError(shortage(what, piece, count, nodes, self.holders()))
             time.sleep(0.2)
 
 
@@ -162,7 +169,7 @@ def connect(
         RaybridgeError: a cluster is there and cannot be joined, or Ray does not start.
     """
     if ray.is_initialized():
-        yield _session(started=False)
+        yield current()
         return
     address = find_address()
     if address is None and not may_start:
@@ -195,6 +202,11 @@ def connect(
         yield _session(started=address is None)
     finally:
         ray.shutdown(wait_for_processes=address is None)
+
+
+def current() -> Session:
+    """A view of the connection that this process has."""
+    return _session(started=False)
 
 
 def find_address() -> str | None:

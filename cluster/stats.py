@@ -1,5 +1,6 @@
 """Reference statistics: what a model saw and said before it was served, for drift to be told by."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -33,25 +34,28 @@ class ReferenceStatistics(Frozen):
 
 
 def reference_statistics(
-    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]
+    batches: Iterable[npt.NDArray[np.uint8]],
+    labels: npt.NDArray[np.int64],
+    logits: npt.NDArray[np.float32],
 ) -> ReferenceStatistics:
     """Summarise a split and a model's answers to it.
 
     Args:
-        images: uint8 ``[n, channels, height, width]``.
-        labels: int64 ``[n]``.
-        logits: float32 ``[n, classes]``.
+        batches: the images, some at a time: uint8 ``[n, channels, height, width]`` each.
+        labels: int64 ``[rows]``.
+        logits: float32 ``[rows, classes]``.
     """
     num_classes = logits.shape[1]
     probabilities = softmax(logits)
     predicted = logits.argmax(1)
+    mean, std, brightness = _measure(batches)
     entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1)
     confusion = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return ReferenceStatistics(
         images=len(labels),
-        channel_mean=tuple(float(value) / 255 for value in images.mean((0, 2, 3))),
-        channel_std=tuple(float(value) / 255 for value in images.std((0, 2, 3))),
-        brightness_histogram=_histogram(images.mean((1, 2, 3)) / 255, 1.0),
+        channel_mean=mean,
+        channel_std=std,
+        brightness_histogram=_histogram(brightness, 1.0),
         label_counts=_counts(labels, num_classes),
         predicted_counts=_counts(predicted, num_classes),
         confusion=tuple(
@@ -60,6 +64,24 @@ def reference_statistics(
         confidence_histogram=_histogram(probabilities.max(1), 1.0),
         entropy_histogram=_histogram(entropy, float(np.log(num_classes))),
     )
+
+
+def _measure(
+    batches: Iterable[npt.NDArray[np.uint8]],
+) -> tuple[tuple[float, ...], tuple[float, ...], npt.NDArray[np.float64]]:
+    """Mean and deviation of each channel, and the mean of each image; pixels from 0 to 1."""
+    brightness = []
+    counts: npt.NDArray[np.int64] | int = 0
+    for images in batches:
+        channels = images.swapaxes(0, 1).reshape(images.shape[1], -1)
+        counts = counts + np.stack([np.bincount(channel, minlength=256) for channel in channels])
+        brightness.append(images.mean((1, 2, 3)) / 255)
+    # Counts of the 256 values are exact, and need no float copy of the images.
+    shares = np.atleast_2d(counts) / np.sum(counts, axis=-1, keepdims=True)
+    levels = np.arange(256) / 255
+    mean = (shares * levels).sum(1)
+    std = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(1))
+    return tuple(mean.tolist()), tuple(std.tolist()), np.concatenate(brightness)
 
 
 def _histogram(values: npt.NDArray[np.floating], top: float) -> tuple[int, ...]:

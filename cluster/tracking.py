@@ -4,20 +4,32 @@ MLflow is slow to import (about two seconds), so it is imported when a :class:`T
 drivers pay for it, workers and replicas never do.
 """
 
+import functools
+import hashlib
 import logging
 import os
 import re
-import shutil
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from cluster.bundle import Bundle
-from cluster.errors import NotFoundError, RaybridgeError, UserError
+import requests
+
+from cluster.bundle import (
+    MANIFEST_FILE,
+    Bundle,
+    Manifest,
+    bundle_folder,
+    decode_manifest,
+    find_bundle,
+    publish_bundle,
+)
+from cluster.errors import BundleError, NotFoundError, RaybridgeError, UserError
 from cluster.settings import Settings
-from cluster.store import NAME_PATTERN, Store, check_name, publishing
+from cluster.store import NAME_PATTERN, Store, check_name, drafting
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -73,16 +85,41 @@ class Run:
         return None if self.ended_ms is None else (self.ended_ms - self.started_ms) / 1000
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _asks(
+    method: Callable[Concatenate["Tracking", _P], _R],
+) -> Callable[Concatenate["Tracking", _P], _R]:
+    """Say in one line that MLflow does not answer, whichever method finds out."""
+
+    @functools.wraps(method)
+    def asking(self: "Tracking", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(self, *args, **kwargs)
+        except (self._error, requests.RequestException) as error:
+            # What a connection that fails is to MLflow.
+            internal = getattr(error, "error_code", "INTERNAL_ERROR") == "INTERNAL_ERROR"
+            raise UserError(
+                f"MLflow at {self._settings.tracking_uri} "
+                f"{'does not answer' if internal else 'refuses'}: {_first_line(error)}; "
+                "check MLFLOW_TRACKING_URI"
+            ) from None
+
+    return asking
+
+
 class Tracking:
     """A connection to MLflow.
 
     Raises:
-        UserError: the tracking server does not answer.
+        UserError: from every method too: the tracking server does not answer.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._store = Store(settings.store)
+        self._store = Store.open(settings.address)
         local = settings.tracking_uri.startswith("sqlite:///")
         if local:
             self._store.ensure_writable()
@@ -105,14 +142,9 @@ class Tracking:
             self._client: MlflowClient = MlflowClient(
                 settings.tracking_uri, registry_uri=settings.tracking_uri
             )
-            try:
-                self._experiment = self._experiment_id(local)
-            except MlflowException as error:
-                raise UserError(
-                    f"MLflow at {settings.tracking_uri} does not answer: {_first_line(error)}; "
-                    "check MLFLOW_TRACKING_URI"
-                ) from None
+            self._experiment = self._experiment_id(local)
 
+    @_asks
     def _experiment_id(self, local: bool) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
@@ -127,6 +159,7 @@ class Tracking:
                 raise
             return str(found.experiment_id)
 
+    @_asks
     def start_run(self, run: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "RunLog":
         """Begin the MLflow run that records the run named ``run``."""
         entity = self._client.create_run(
@@ -136,17 +169,25 @@ class Tracking:
         log.params(params)
         return log
 
+    @_asks
     def resume_run(self, run_id: str) -> "RunLog":
-        """Go on with an MLflow run."""
+        """Go on with an MLflow run.
+
+        Raises:
+            NotFoundError: MLflow has none of that id.
+        """
         try:
             self._client.update_run(run_id, status="RUNNING")
         except self._error as error:
-            raise UserError(
-                f"MLflow at {self._settings.tracking_uri} has no run {run_id}: "
-                f"{_first_line(error)}; check MLFLOW_TRACKING_URI"
+            if not _is_missing(error):
+                raise
+            raise NotFoundError(
+                f"MLflow at {self._settings.tracking_uri} has no run {run_id}; "
+                "check MLFLOW_TRACKING_URI"
             ) from None
         return RunLog(self._client, run_id)
 
+    @_asks
     def register(
         self,
         name: str,
@@ -192,10 +233,12 @@ class Tracking:
         first = () if known else (CHAMPION,)
         return self._with_aliases(_to_version(made), (*first, *aliases))
 
+    @_asks
     def set_alias(self, version: ModelVersion, alias: str) -> ModelVersion:
         """Point an alias at a version."""
         return self._with_aliases(version, (alias,))
 
+    @_asks
     def resolve(self, reference: str) -> ModelVersion:
         """Find ``MODEL``, ``MODEL@ALIAS`` or ``MODEL:VERSION``; a bare name is its champion.
 
@@ -216,7 +259,9 @@ class Tracking:
                 found = self._client.get_model_version_by_alias(name, alias)
             else:
                 found = self._client.get_model_version(name, match["version"])
-        except self._error:
+        except self._error as error:
+            if not _is_missing(error):
+                raise
             listed = ", ".join(
                 f"{version.version}" + "".join(f" @{alias}" for alias in version.aliases)
                 for version in self._versions(name)
@@ -225,48 +270,79 @@ class Tracking:
             raise NotFoundError(f"model {name!r} has no {wanted}; versions: {listed}") from None
         return _to_version(self._client.get_model_version(name, found.version))
 
+    @_asks
     def fetch_bundle(self, version: ModelVersion) -> Bundle:
-        """The verified bundle of a version, copied once into the store's cache, by digest.
+        """The verified bundle of a version, copied once into the store, by digest.
 
         Raises:
             RaybridgeError: its files cannot be had.
             BundleError: they are damaged or are not the ones that were registered.
         """
-        target = self._store.bundle_cache / version.digest
-        if not target.exists():
-            from mlflow.artifacts import download_artifacts
+        found = find_bundle(self._store, version.digest)
+        if found is None:
+            return self._download(version)
+        # Of an object store only this node may have it.
+        bundle_folder(self._store, found.digest).restore(MANIFEST_FILE)
+        return found
 
-            source = self._client.get_model_version_download_uri(version.name, str(version.version))
+    def _download(self, version: ModelVersion) -> Bundle:
+        from mlflow.artifacts import download_artifacts
+
+        source = self._client.get_model_version_download_uri(version.name, str(version.version))
+        with drafting(self._store.bundles, version.digest) as draft:
             try:
-                with publishing(target) as draft:
-                    got = Path(
-                        download_artifacts(
-                            artifact_uri=source,
-                            dst_path=str(draft),
-                            tracking_uri=self._settings.tracking_uri,
-                        )
+                got = Path(
+                    download_artifacts(
+                        artifact_uri=source,
+                        dst_path=str(draft),
+                        tracking_uri=self._settings.tracking_uri,
                     )
-                    if got != draft:
-                        for file in got.iterdir():
-                            shutil.move(str(file), draft / file.name)
-                        got.rmdir()
-                    # Before it can be seen: what arrived damaged must be fetched again next time.
-                    Bundle.open(draft)
-            except FileExistsError:
-                pass  # Another process fetched it meanwhile; it is verified below like ours.
+                )
             except (self._error, OSError) as error:
                 raise RaybridgeError(
                     f"the bundle of {version.reference} cannot be had from {source}: "
                     f"{_first_line(error)}"
                 ) from None
-        bundle = Bundle.open(target)
-        if bundle.digest != version.digest:
-            shutil.rmtree(target, ignore_errors=True)
-            raise RaybridgeError(
-                f"the bundle of {version.reference} is not the one that was registered"
-            )
-        return bundle
+            # Before it can be seen: what arrived damaged must be fetched again next time.
+            if Bundle.open(got).digest != version.digest:
+                raise RaybridgeError(
+                    f"the bundle of {version.reference} is not the one that was registered"
+                )
+            return publish_bundle(self._store, got)
 
+    @_asks
+    def manifest(self, version: ModelVersion) -> Manifest:
+        """What the bundle of a version says of itself; the rest of it is not fetched.
+
+        Raises:
+            RaybridgeError: it cannot be had.
+            BundleError: it is not the one that was registered.
+        """
+        content = bundle_folder(self._store, version.digest).read(MANIFEST_FILE)
+        if content is None:
+            from mlflow.artifacts import download_artifacts
+
+            source = self._client.get_model_version_download_uri(version.name, str(version.version))
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    got = download_artifacts(
+                        artifact_uri=f"{source}/{MANIFEST_FILE}",
+                        dst_path=folder,
+                        tracking_uri=self._settings.tracking_uri,
+                    )
+                    content = Path(got).read_bytes()
+                except (self._error, OSError) as error:
+                    raise RaybridgeError(
+                        f"the manifest of {version.reference} cannot be had from {source}: "
+                        f"{_first_line(error)}"
+                    ) from None
+        if hashlib.sha256(content).hexdigest() != version.digest:
+            raise BundleError(
+                f"the manifest of {version.reference} is not the one that was registered"
+            )
+        return decode_manifest(content, f"the manifest of {version.reference}")
+
+    @_asks
     def runs(self, *, limit: int = 50) -> list[Run]:
         """The runs of our experiment, newest first."""
         found = self._client.search_runs(
@@ -274,6 +350,7 @@ class Tracking:
         )
         return [_to_run(entity) for entity in found]
 
+    @_asks
     def run(self, name: str) -> Run:
         """The newest run of that name, or the one with that MLflow id.
 
@@ -291,15 +368,25 @@ class Tracking:
                 return _to_run(found[0])
         try:
             return _to_run(self._client.get_run(name))
-        except self._error:
+        except self._error as error:
+            if not _is_missing(error):
+                raise
             known = ", ".join(run.name for run in self.runs(limit=5)) or "none yet"
             raise NotFoundError(f"no run {name!r} is recorded; the newest: {known}") from None
 
+    @_asks
     def models(self) -> list[tuple[str, list[ModelVersion]]]:
         """Every model with its versions, newest first."""
-        found = self._client.search_registered_models(max_results=1000)
-        return [(model.name, self._versions(model.name)) for model in found]
+        names: list[str] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_registered_models(max_results=1000, page_token=token)
+            names += [model.name for model in page]
+            token = page.token
+            if not token:
+                return [(name, self._versions(name)) for name in names]
 
+    @_asks
     def versions(self, name: str) -> list[ModelVersion]:
         """The versions of one model, newest first.
 
@@ -322,7 +409,9 @@ class Tracking:
     def _has_model(self, name: str) -> bool:
         try:
             self._client.get_registered_model(name)
-        except self._error:
+        except self._error as error:
+            if not _is_missing(error):
+                raise
             return False
         return True
 
@@ -410,6 +499,12 @@ def _to_version(entity: "MlflowModelVersion", aliases: Sequence[str] | None = No
         },
         created_ms=int(entity.creation_timestamp or 0),
     )
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether MLflow says that there is no such thing, and not that it cannot tell."""
+    missing = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # Of an alias, the second.
+    return getattr(error, "error_code", None) in missing
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.bundle import Bundle
-from cluster.dataset import Dataset, Split
+from cluster.dataset import Dataset, ImageSplit
 from cluster.images import encode_png
 from cluster.runtime import open_session, softmax
 from cluster.settings import STORE_VARIABLE, TRACKING_VARIABLE
@@ -154,7 +154,7 @@ def ask(demo: Demo, url: str, model: str, bundle_path: Path) -> dict[str, int]:
     requests = equal = correct = 0
     with Client(url) as client:
         for row in rows:
-            images, truth = test.images[row : row + 1], int(test.labels[row])
+            images, truth = test.take(slice(row, row + 1)), int(test.labels[row])
             here = session.run(images)
             answer = client.classify(model, encode_png(images[0]))
             chances = [answer.probabilities[name] for name in bundle.manifest.class_names]
@@ -176,7 +176,7 @@ def ask(demo: Demo, url: str, model: str, bundle_path: Path) -> dict[str, int]:
     return {"http_requests": requests, "http_equal": equal, "http_correct": correct}
 
 
-def rows_of_each_class(split: Split) -> list[int]:
+def rows_of_each_class(split: ImageSplit) -> list[int]:
     """The first images of every class."""
     rows = [np.flatnonzero(split.labels == label)[:IMAGES_PER_CLASS] for label in range(10)]
     return [int(row) for row in np.concatenate(rows)]

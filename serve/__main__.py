@@ -1,7 +1,8 @@
 """``python -m serve``: put a model behind HTTP, ask it, look at it, take it away."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +11,10 @@ from cluster.errors import NotFoundError, UserError
 from cluster.settings import Settings
 from serve.client import DEFAULT_ADDRESS, RETRY_FOR_S, Client, Prediction
 from serve.config import ServeConfig, resolve_config
+from serve.load.command import load
+
+if TYPE_CHECKING:
+    from serve.status import ModelStatus
 
 app = new_app(
     "Serve registered models over HTTP (Open Inference Protocol v2) on Ray Serve.\n\n"
@@ -190,54 +195,94 @@ def predict(
         raise typer.Exit(2)
 
 
+app.command(
+    epilog="Examples: `load --duration 30 --out load.html`; `load --rate 500 --as tensor`; "
+    "`load --rate 100,200,400 --file photos/` finds the rate that is still kept up."
+)(load)
+
+
 @app.command()
 def status(as_json: JsonOption = False) -> None:
-    """Show what is served: versions, shares, replicas, and what is wrong."""
+    """Show what is served: versions, shares, every replica with its work, and what is wrong.
+
+    Replicas are told as running/wanted (least-most).
+    """
     from cluster.session import connect
-    from serve import commands
+    from serve.status import ServingStatus, serving_status
 
     output = Output(as_json)
     settings = Settings.from_env()
+    found = ServingStatus(None)
+    urls: list[str] = []
     try:
         with connect(settings, may_start=False):
-            ingress, models = commands.status(settings)
-            urls = ingress.urls if ingress else []
+            found = serving_status(settings)
+            urls = found.ingress.urls if found.ingress else []
     except NotFoundError as error:
-        ingress, models, urls = None, [], []
         output.say(f"nothing is served: {error}")
     else:
-        if ingress is None:
+        if found.ingress is None:
             output.say("nothing is served: Ray Serve does not run")
-    if ingress is not None:
-        output.say(f"{'HAProxy' if ingress.haproxy else 'Python proxy'} at {', '.join(urls)}")
-        output.table(
-            "served models",
-            ["model", "status", "versions", "replicas", "generation"],
-            [
-                (
-                    one.name,
-                    one.application.status,
-                    ", ".join(
-                        f"{version.version} ({version.share:.0%})"
-                        for version in (one.document.versions if one.document else ())
-                    ),
-                    f"{one.application.running}/{one.application.target}",
-                    one.document.generation if one.document else "?",
-                )
-                for one in models
-            ],
-        )
-        for one in models:
-            for problem in one.problems:
-                output.say(f"{one.name}: {problem}")
+    if found.ingress is not None:
+        ingress = "HAProxy" if found.ingress.haproxy else "Python proxy"
+        output.say(f"{ingress} at {', '.join(urls)}")
+        output.say(f"metrics for Prometheus at {', '.join(found.metrics_urls)}")
+        _print_models(output, found.models)
     output.result(
         {
-            "running": ingress is not None,
-            "haproxy": bool(ingress and ingress.haproxy),
+            "running": found.ingress is not None,
+            "haproxy": bool(found.ingress and found.ingress.haproxy),
             "urls": urls,
-            "models": [one.as_json() for one in models],
+            "metrics_urls": list(found.metrics_urls),
+            "models": [one.as_json() for one in found.models],
         }
     )
+
+
+def _print_models(output: Output, models: "Sequence[ModelStatus]") -> None:
+    output.table(
+        "served models",
+        ["model", "status", "versions", "replicas", "in work", "generation"],
+        [
+            (
+                one.name,
+                one.application.status,
+                ", ".join(
+                    f"{version.version} ({version.share:.0%})"
+                    for version in (one.document.versions if one.document else ())
+                ),
+                one.replica_counts,
+                sum(replica.requests_in_work or 0 for replica in one.replicas),
+                one.document.generation if one.document else "?",
+            )
+            for one in models
+        ],
+    )
+    output.table(
+        "replicas",
+        ["replica", "model", "state", "node", "pid", "versions", "in work", "generation"],
+        [
+            (
+                replica.process.name,
+                one.name,
+                replica.process.state,
+                replica.process.node,
+                _known(replica.process.pid),
+                ", ".join(replica.versions),
+                _known(replica.requests_in_work),
+                _known(replica.generation),
+            )
+            for one in models
+            for replica in one.replicas
+        ],
+    )
+    for one in models:
+        for problem in one.problems:
+            output.say(f"{one.name}: {problem}")
+
+
+def _known(value: int | None) -> object:
+    return "-" if value is None else value
 
 
 @app.command()

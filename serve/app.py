@@ -5,7 +5,8 @@
     POST  /v2/models/NAME[/versions/V]/infer          tensors, JSON or binary
     POST  /v2/models/NAME[/versions/V]/classify       an encoded image
 
-Every answer carries ``x-raybridge-version``; every refusal is JSON with an ``error``.
+Every answer carries ``x-raybridge-version`` and ``x-raybridge-replica``; every refusal is JSON with
+an ``error``.
 """
 
 import asyncio
@@ -26,7 +27,10 @@ from cluster.runtime import softmax
 from serve.batcher import ClosedError
 from serve.config import ReplicaConfig
 from serve.http import (
+    REPLICA_HEADER,
+    VERSION_HEADER,
     Disconnected,
+    Header,
     Headers,
     Receive,
     Scope,
@@ -69,20 +73,29 @@ _JSON_HEADERS = ((b"content-type", JSON_TYPE),)
 @dataclass(frozen=True, slots=True)
 class _Answer:
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] | list[tuple[bytes, bytes]]
+    headers: tuple[Header, ...] | list[Header]
     model: LoadedModel
 
 
 class ModelApp:
     """Answers for one model."""
 
-    def __init__(self, predictor: Predictor, config: ReplicaConfig, meter: Meter) -> None:
+    def __init__(
+        self, predictor: Predictor, config: ReplicaConfig, meter: Meter, replica: str
+    ) -> None:
+        """``replica`` is the name of this replica, which its answers carry."""
         self._predictor = predictor
         self._config = config
         self._meter = meter
         self._prefix = f"/v2/models/{predictor.name}"
+        self._replica_mark = (REPLICA_HEADER, replica.encode("latin-1"))
         self._decoders = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="decode")
         self._active = 0
+
+    @property
+    def in_work(self) -> int:
+        """Requests that came and are not answered yet."""
+        return self._active
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -98,10 +111,10 @@ class ModelApp:
             endpoint, wanted = self._route(scope)
             answer = await self._answer(endpoint, wanted, scope, receive)
             version = answer.model.spec.version
-            await send_response(send, 200, answer.body, answer.headers, answer.model.version_header)
+            await send_response(send, 200, answer.body, answer.headers, self._marks(answer.model))
         except RequestError as error:
             status = error.status
-            await send_error(send, error, self._predictor.table.main.version_header)
+            await send_error(send, error, self._marks(self._predictor.table.main))
         except Disconnected:
             status = _CLIENT_GONE
         except Exception:
@@ -109,11 +122,14 @@ class ModelApp:
             logger.exception("model %s: %s failed", self._predictor.name, endpoint)
             status = 500
             failure = RequestError(500, "the model failed on this request; see the replica's log")
-            await send_error(send, failure, self._predictor.table.main.version_header)
+            await send_error(send, failure, self._marks(self._predictor.table.main))
         finally:
             self._active -= 1
             latency_ms = (time.perf_counter() - started) * 1000
             self._meter.request(endpoint, version, status, latency_ms)
+
+    def _marks(self, model: LoadedModel) -> tuple[Header, ...]:
+        return ((VERSION_HEADER, model.version_header), self._replica_mark)
 
     def _route(self, scope: Scope) -> tuple[str, str | None]:
         """The endpoint and the version in the path, if one is."""

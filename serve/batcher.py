@@ -1,7 +1,8 @@
 """Dynamic batching in one process: idle means run at once, busy means gather what arrives.
 
 One thread owns one session. While it computes, which releases the interpreter, requests pile up;
-it then takes as many as fit. So batches grow with load and a lone request never waits.
+it then takes as many as fit. So batches grow with load and a lone request never waits. A request
+larger than a batch is worked on slice by slice, and lets the others through in between.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ class _Item:
     images: Images | Callable[[], Images]
     future: asyncio.Future[Logits]
     loop: asyncio.AbstractEventLoop
+    parts: list[Logits] = field(default_factory=list)
+    """Answers to the slices so far, of an input larger than a batch."""
 
 
 class ClosedError(Exception):
@@ -34,9 +37,10 @@ class ClosedError(Exception):
 class Batcher:
     """Runs ``[n, ...]`` inputs through ``run`` in batches of at most ``max_batch_size`` rows.
 
-    An input with more rows than that goes alone, in slices. An input may be a function that makes
-    it, such as an image decoder: it is called in the batching thread, and if it raises, its own
-    request fails and the batch goes on.
+    An input with more rows than that goes in slices, each a batch of its own, and queues again
+    after each: whatever its size, another one waits for one slice of it. An input may be a function
+    that makes one row, such as an image decoder: it is called in the batching thread, and if it
+    raises, its own request fails and the batch goes on.
     """
 
     def __init__(
@@ -94,9 +98,11 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while not (self._closing and self._held is None):
+        while not (self._closing and self._held is None and self._queue.empty()):
             items = self._gather()
-            if items:
+            if items and items[0].rows > self._max_rows:
+                self._advance(items[0])
+            elif items:
                 self._process(items)
 
     def _gather(self) -> list[_Item]:
@@ -127,6 +133,22 @@ class Batcher:
                 rows += item.rows
         return items
 
+    def _advance(self, item: _Item) -> None:
+        """Run the next slice of an input that is larger than a batch."""
+        if item.future.cancelled():
+            return
+        assert not callable(item.images)
+        start = len(item.parts) * self._max_rows
+        try:
+            item.parts.append(self._forward(item.images[start : start + self._max_rows]))
+        except Exception as error:  # noqa: BLE001 - engines raise their own kinds; requests see it
+            _deliver(item.loop, [(item.future, error)])
+            return
+        if start + self._max_rows < item.rows:
+            self._queue.put(item)
+        else:
+            _deliver(item.loop, [(item.future, np.concatenate(item.parts))])
+
     def _process(self, items: list[_Item]) -> None:
         ready: list[_Item] = []
         inputs: list[Images] = []
@@ -154,15 +176,8 @@ class Batcher:
         _deliver(ready[0].loop, answers)
 
     def _forward(self, images: Images) -> Logits:
-        if len(images) <= self._max_rows:
-            self._on_batch(len(images))
-            return self._run(images)
-        parts = []
-        for start in range(0, len(images), self._max_rows):
-            part = images[start : start + self._max_rows]
-            self._on_batch(len(part))
-            parts.append(self._run(part))
-        return np.concatenate(parts)
+        self._on_batch(len(images))
+        return self._run(images)
 
 
 def _deliver(

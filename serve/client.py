@@ -129,7 +129,7 @@ class Client:
 
     def metadata(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Tensors, class names and versions of a model."""
-        return self._json("GET", _model_path(model, version))
+        return self._json("GET", model_path(model, version))
 
     def infer(
         self, model: str, images: npt.NDArray[np.uint8], *, version: str | None = None
@@ -150,26 +150,9 @@ class Client:
         """
         if images.dtype != np.uint8:
             raise UserError(f"images have dtype {images.dtype}; expected uint8")
-        raw = np.ascontiguousarray(images).tobytes()
-        header = json.dumps(
-            {
-                "inputs": [
-                    {
-                        "name": "images",
-                        "datatype": "UINT8",
-                        "shape": list(images.shape),
-                        "parameters": {"binary_data_size": len(raw)},
-                    }
-                ],
-                "parameters": {"binary_data_output": True},
-            }
-        ).encode()
-        answer = self._request(
-            "POST",
-            f"{_model_path(model, version)}/infer",
-            header + raw,
-            {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(header))},
-        )
+        body, headers = binary_infer(images)
+        path = f"{model_path(model, version)}/infer"
+        answer = self._request("POST", path, body, headers)
         length = int(answer.headers[_HEADER_LENGTH])
         output = json.loads(answer.data[:length])["outputs"][0]
         logits = np.frombuffer(answer.data, dtype="<f4", offset=length)
@@ -196,7 +179,7 @@ class Client:
             "Content-Type": "application/octet-stream",
             "x-request-id": request_id or uuid4().hex,
         }
-        path = f"{_model_path(model, version)}/classify{query}"
+        path = f"{model_path(model, version)}/classify{query}"
         return Prediction(**self._json("POST", path, image, headers))
 
     def _asks(self, path: str) -> bool:
@@ -247,8 +230,28 @@ class Client:
         )
 
 
-def _model_path(model: str, version: str | None) -> str:
+def model_path(model: str, version: str | None) -> str:
+    """Path of a model, or of one of its versions."""
     return f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
+
+
+def binary_infer(images: npt.NDArray[np.uint8]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of an infer request with raw tensors both ways.
+
+    Args:
+        images: uint8 ``[n, channels, height, width]``.
+    """
+    raw = images.tobytes()
+    tensor = {
+        "name": "images",
+        "datatype": "UINT8",
+        "shape": list(images.shape),
+        "parameters": {"binary_data_size": len(raw)},
+    }
+    values = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    header = json.dumps(values).encode()
+    headers = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(header))}
+    return header + raw, headers
 
 
 def _may_pass(answer: urllib3.BaseHTTPResponse) -> bool:

@@ -1,12 +1,12 @@
-"""What ``deploy``, ``status`` and ``down`` do, apart from how they print it."""
+"""What ``deploy`` and ``down`` do, apart from how they print it."""
 
 import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from cluster.bundle import Bundle
+from cluster.bundle import Bundle, bundle_folder
 from cluster.errors import NotFoundError, RaybridgeError, ServingError
 from cluster.runtime import open_session
 from cluster.settings import Settings
@@ -14,12 +14,11 @@ from cluster.store import Store
 from cluster.tracking import ModelVersion, Tracking
 from serve.client import Client
 from serve.config import ServeConfig
-from serve.deployment import ApplicationState, Ingress, ServeCluster
+from serve.deployment import Ingress, ServeCluster
 from serve.document import ServedDocument, ServedDocuments, ServedVersion
 from serve.rollout import next_document, roll_out
 
 _ANSWER_TIMEOUT_S = 30.0
-_STATE_TIMEOUT_S = 5.0
 
 Configure = Callable[[ServeConfig], ServeConfig]
 """Lays what the user said over the settings that hold so far."""
@@ -70,7 +69,7 @@ def deploy(
         RaybridgeError: it cannot be served. What was served before still is.
     """
     cluster = ServeCluster()
-    documents = ServedDocuments(Store(settings.store))
+    documents = ServedDocuments(Store.open(settings.address))
     with documents.changing(version.name):
         previous = documents.read(version.name)
         app = cluster.states().get(version.name)
@@ -84,8 +83,9 @@ def deploy(
         # Here rather than on the replicas: a bundle that must not be served changes nothing.
         open_session(bundle, engine=config.replica.engine, num_threads=config.replica.threads)
         http_ingress = cluster.start(config.http)
-        cluster.begin_root(settings.store, http_ingress)
-        served = ServedVersion(version=version.version, digest=bundle.digest, path=bundle.path)
+        cluster.begin_root(settings.address, http_ingress)
+        path = Path(bundle_folder(documents.store, bundle.digest).name)
+        served = ServedVersion(version=version.version, digest=bundle.digest, path=path)
         document = next_document(version.name, served, config, previous)
         if previous is not None and running:
             action, document, replicas = _change(cluster, documents, previous, document, settings)
@@ -119,7 +119,7 @@ def _start(
 ) -> int:
     documents.write(document)
     try:
-        cluster.run_model(document.model, settings.store, document.config, http_ingress)
+        cluster.run_model(document.model, settings.address, document.config, http_ingress)
     except RaybridgeError:
         if new:
             # Nothing of this model ran before, so nothing of it is to stay.
@@ -151,7 +151,7 @@ def _change(
     if http_ingress is None:
         raise ServingError("Ray Serve ended during the rollout")
     try:
-        cluster.run_model(model, settings.store, document.config, http_ingress)
+        cluster.run_model(model, settings.address, document.config, http_ingress)
     except RaybridgeError:
         # Serve keeps the replicas that run; the document tells which settings they have.
         restored = document.model_copy(
@@ -176,59 +176,6 @@ def _wait_until_answering(url: str, document: ServedDocument) -> None:
             time.sleep(0.1)
 
 
-@dataclass(frozen=True)
-class ModelStatus:
-    """What ``status`` tells of one model."""
-
-    name: str
-    application: ApplicationState
-    document: ServedDocument | None
-    generations: tuple[int, ...]
-    """Of the running replicas."""
-    problems: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        document = self.document
-        return {
-            "name": self.name,
-            "status": self.application.status,
-            "message": self.application.message,
-            "replicas": {"running": self.application.running, "target": self.application.target},
-            "generation": document.generation if document else None,
-            "replica_generations": list(self.generations),
-            "versions": [
-                {"version": one.version, "share": one.share, "digest": one.digest}
-                for one in (document.versions if document else ())
-            ],
-            "config": document.config.model_dump(mode="json") if document else None,
-            "problems": list(self.problems),
-        }
-
-
-def status(settings: Settings) -> tuple[Ingress | None, list[ModelStatus]]:
-    """The ingress and every model of the connected cluster."""
-    cluster = ServeCluster()
-    http_ingress = cluster.ingress()
-    if http_ingress is None:
-        return None, []
-    documents = ServedDocuments(Store(settings.store))
-    found = []
-    for name, application in cluster.states().items():
-        problems = []
-        states: list[dict[str, Any]] = []
-        document = None
-        try:
-            document = documents.read(name)
-            states = cluster.fleet(name).call_all("state", timeout_s=_STATE_TIMEOUT_S)
-        except RaybridgeError as error:
-            problems.append(str(error))
-        problems += sorted({str(state["problem"]) for state in states if state["problem"]})
-        generations = tuple(sorted(state["generation"] for state in states))
-        found.append(ModelStatus(name, application, document, generations, tuple(problems)))
-    return http_ingress, found
-
-
 def down(settings: Settings, model: str | None) -> list[str]:
     """End one model, or all of ours; the last one takes Serve with it. Returns what ended.
 
@@ -236,7 +183,7 @@ def down(settings: Settings, model: str | None) -> list[str]:
         NotFoundError: the model is not served.
     """
     cluster = ServeCluster()
-    documents = ServedDocuments(Store(settings.store))
+    documents = ServedDocuments(Store.open(settings.address))
     if cluster.ingress() is None:
         if model is not None:
             raise NotFoundError(f"model {model!r} is not served: Ray Serve does not run")

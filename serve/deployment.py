@@ -1,9 +1,8 @@
 """Ray Serve, as far as we use it: start, applications, replicas, state, end."""
 
 import contextlib
+import dataclasses
 import logging
-import socket
-import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +13,37 @@ import ray
 import ray.serve as ray_serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.api import RunTarget
-from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, LoggingConfig
+from ray.serve.schema import (  # type: ignore[attr-defined]
+    ApplicationStatus,
+    LoggingConfig,
+    ReplicaState,
+)
 
-import serve
 from cluster import ingress
-from cluster.errors import RaybridgeError, ResourceError, ServingError, UserError
+from cluster.errors import RaybridgeError, ServingError, UserError
 from serve.config import HttpConfig, ServeConfig
 from serve.replica import APP_PREFIX, ROOT_APP, ModelReplica, RootReplica
+from serve.topology import (
+    ANY_HOSTS,
+    HEAD_RESOURCE,
+    LOOPBACK_HOSTS,
+    Head,
+    Wiring,
+    alive_nodes,
+    find_head,
+    haproxy_folder,
+    import_path,
+    prepare_head,
+)
 
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-_ANY_HOSTS = frozenset({"0.0.0.0", "::"})
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 _NAMESPACE = "serve"
 _DEPLOYMENT = "model"
 _HEALTH_PERIOD_S = 2.0
+_METRICS_INTERVAL_S = 1.0
 _ROOT_TIMEOUT_S = 30.0
 
 
@@ -42,22 +55,55 @@ class Ingress:
     port: int
     haproxy: bool
     """HAProxy hands requests straight to replicas; else Serve's Python proxy is in between."""
+    every_node: bool
+    """Each node with a replica has a proxy; else only the head has one."""
+    head: Head
     notes: tuple[str, ...] = ()
     """What is slower or narrower than it could be, and why; one line each."""
 
     @property
     def url(self) -> str:
         """Where this machine reaches it."""
-        host = "127.0.0.1" if self.host in _ANY_HOSTS else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        if self.host not in ANY_HOSTS:
+            return self._url(self.host)
+        return self._url("127.0.0.1" if self.head.here else self.head.address)
 
     @property
     def urls(self) -> list[str]:
         """Every address that should work."""
-        if self.host not in _ANY_HOSTS:
+        if self.host not in ANY_HOSTS:
             return [self.url]
-        others = sorted({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
-        return [self.url, *(f"http://{ip}:{self.port}" for ip in others if ip != "127.0.0.1")]
+        # The head's proxy is always there, the others' while they have replicas.
+        outward = [self.head.address, *sorted(set(alive_nodes().values()) - {self.head.address})]
+        return list(dict.fromkeys([self.url, *map(self._url, outward)]))
+
+    @property
+    def spreads(self) -> bool:
+        """Whether replicas on other nodes than the head's can be reached."""
+        return not self.haproxy or not self.every_node or self.host in ANY_HOSTS
+
+    def wiring(self) -> Wiring:
+        """What replicas must know of it."""
+        return Wiring(
+            haproxy_folder=haproxy_folder(self.head) if self.haproxy else None,
+            entrance=self.head.node_id if self.haproxy and not self.every_node else None,
+        )
+
+    def _url(self, host: str) -> str:
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class ReplicaProcess:
+    """A replica as Serve's controller knows it."""
+
+    name: str
+    """As ``x-raybridge-replica`` says it."""
+    state: str
+    """Ray's word: STARTING, RUNNING, STOPPING, UPDATING, RECOVERING, PENDING_MIGRATION."""
+    node: str
+    """Address of its machine; empty until it has one."""
+    pid: int | None
 
 
 @dataclass(frozen=True)
@@ -67,8 +113,14 @@ class ApplicationState:
     status: str
     """Ray's word: RUNNING, DEPLOYING, UNHEALTHY, DEPLOY_FAILED, DELETING."""
     message: str
-    running: int
     target: int
+    """Replicas that there should be."""
+    replicas: tuple[ReplicaProcess, ...]
+
+    @property
+    def running(self) -> int:
+        """Replicas that answer."""
+        return sum(replica.state == "RUNNING" for replica in self.replicas)
 
     @property
     def serves(self) -> bool:
@@ -87,29 +139,46 @@ class ServeCluster:
         """The running ingress, or None if Serve does not run."""
         try:
             controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
-            options, proxies = self._ask(controller)
+            options, proxies, location = self._ask(controller)
         except ValueError:
             return None
         except RayError as error:
             raise ServingError(f"Serve's controller does not answer: {_reason(error)}") from None
         haproxy = any("HAProxyManager" in repr(proxy) for proxy in proxies.values())
         notes = () if haproxy else ("Serve's Python proxy is the ingress, not HAProxy",)
-        return Ingress(options.host or "0.0.0.0", options.port, haproxy, notes)
+        return Ingress(
+            host=options.host or "0.0.0.0",
+            port=options.port,
+            haproxy=haproxy,
+            every_node=location != ProxyLocation.HeadOnly,
+            head=find_head(),
+            notes=notes,
+        )
 
     @staticmethod
-    def _ask(controller: Any) -> tuple[HTTPOptions, Mapping[str, Any]]:
-        answers: Any = ray.get(
-            [controller.get_http_config.remote(), controller.get_proxies.remote()], timeout=30
+    def _ask(controller: Any) -> tuple[HTTPOptions, Mapping[str, Any], ProxyLocation]:
+        questions = (
+            controller.get_http_config,
+            controller.get_proxies,
+            controller.get_proxy_location,
         )
-        return answers[0], answers[1]
+        answers: Any = ray.get([question.remote() for question in questions], timeout=30)
+        return answers[0], answers[1], answers[2]
 
     def start(self, http: HttpConfig) -> Ingress:
         """Start Serve with our switches, or take the one that runs.
 
         Raises:
             ResourceError: the port is taken.
-            UserError: Serve runs already and listens elsewhere.
+            UserError: Serve runs already and listens elsewhere, or would listen out of sight.
         """
+        head = find_head()
+        if not head.here and http.host in LOOPBACK_HOSTS:
+            raise UserError(
+                f"HTTP would listen on the loopback interface of the head node, {head.address}, "
+                "and this is another machine: run this there or by `python -m cluster submit`, or "
+                "give --host 0.0.0.0"
+            )
         running = self.ingress()
         if running is not None:
             if (running.host, running.port) != (http.host, http.port):
@@ -124,43 +193,51 @@ class ServeCluster:
                     "Serve has ended, which `python -m serve down` does if nothing else runs on "
                     "it, the next deploy starts HAProxy"
                 )
-                return Ingress(running.host, running.port, False, (note,))
+                return dataclasses.replace(running, notes=(note,))
             return running
-        _require_free_port(http)
         problem = ingress.haproxy_problem()
-        if problem is not None:
-            ray_serve.start(http_options=HTTPOptions(host=http.host, port=http.port))
+        folder = prepare_head(head, http.host, http.port, haproxy=problem is None)
+        every_node = http.host in ANY_HOSTS
+        # On one address, HAProxy of another node could not listen.
+        location = ProxyLocation.EveryNode if every_node else ProxyLocation.HeadOnly
+        options = HTTPOptions(host=http.host, port=http.port)
+        if folder is None:
+            ray_serve.start(proxy_location=location, http_options=options)
             note = f"{problem}: Serve's Python proxy serves, with several times fewer requests/s"
-            return Ingress(http.host, http.port, False, (note,))
-        folder = _haproxy_folder()
-        ingress.install_wrapper(folder)
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        switches = ingress.controller_switches(folder, num_cpus=cpus)
+            return Ingress(http.host, http.port, False, every_node, head, (note,))
+        switches = ingress.controller_switches(Path(folder), num_cpus=head.cpus)
         ray_serve.start(
-            http_options=HTTPOptions(host=http.host, port=http.port),
+            proxy_location=location,
+            http_options=options,
             controller_options={"runtime_env": {"env_vars": switches}},
         )
-        return Ingress(http.host, http.port, haproxy=True)
+        return Ingress(http.host, http.port, haproxy=True, every_node=every_node, head=head)
 
     def placement_note(self, http_ingress: Ingress) -> str | None:
-        """Why replicas stay on one node of several, if they do."""
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        if nodes < 2 or http_ingress.host not in LOOPBACK_HOSTS:
+        """What to know about where replicas run and listen, on a cluster of several nodes."""
+        nodes = len(alive_nodes())
+        if nodes < 2 or not http_ingress.haproxy:
+            return None
+        if not http_ingress.spreads:
+            return (
+                f"replicas stay on the head node, one of {nodes}: HAProxy runs on every node, and "
+                "HTTP listens on loopback; end Serve with `python -m serve down`, and deploy again"
+            )
+        if http_ingress.every_node:
             return None
         return (
-            f"replicas stay on the head node, one of {nodes}: HTTP listens on loopback; "
-            "--host 0.0.0.0 spreads them"
+            f"replicas run on {nodes} nodes, and but for the head's they listen on their node's "
+            "address, for HAProxy on the head: keep that network to the cluster"
         )
 
     def run_model(
-        self, name: str, store_root: Path, config: ServeConfig, http_ingress: Ingress
+        self, name: str, store_address: str, config: ServeConfig, http_ingress: Ingress
     ) -> None:
         """Run or replace the application of a model; returns when its replicas answer.
 
         Raises:
             ServingError: it does not come up.
         """
-        folder = str(_haproxy_folder()) if http_ingress.haproxy else None
         replica = config.replica
         deployment = ray_serve.deployment(
             name=_DEPLOYMENT,
@@ -171,7 +248,11 @@ class ServeCluster:
                 target_ongoing_requests=config.scaling.target_ongoing_requests,
                 upscale_delay_s=config.scaling.upscale_delay_s,
                 downscale_delay_s=config.scaling.downscale_delay_s,
-                look_back_period_s=10.5,
+                # The autoscaler would hear of load every 10 s, and look at the mean of 30 s. Ray
+                # calls the first option deprecated, but nothing reads the variables that are to
+                # replace it.
+                metrics_interval_s=_METRICS_INTERVAL_S,
+                look_back_period_s=3 * _METRICS_INTERVAL_S,
             ),
             # Above our own bound, so that refusals are ours: JSON with Retry-After.
             max_ongoing_requests=2 * replica.max_queued + 100,
@@ -184,12 +265,10 @@ class ServeCluster:
             max_constructor_retry_count=3,
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
-        target = deployment(ModelReplica).bind(
-            name, str(store_root), replica, folder, http_ingress.host in LOOPBACK_HOSTS
-        )
+        target = deployment(ModelReplica).bind(name, store_address, replica, http_ingress.wiring())
         _run(target, f"{APP_PREFIX}{name}", f"/v2/models/{name}")
 
-    def begin_root(self, store_root: Path, http_ingress: Ingress) -> None:
+    def begin_root(self, store_address: str, http_ingress: Ingress) -> None:
         """Set the root application going unless it runs."""
         app = ray_serve.status().applications.get(ROOT_APP)
         if app is not None and app.status == ApplicationStatus.RUNNING:
@@ -203,7 +282,7 @@ class ServeCluster:
             logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
         )
         target = RunTarget(
-            deployment(RootReplica).bind(str(store_root), http_ingress.host in LOOPBACK_HOSTS),
+            deployment(RootReplica).bind(store_address, http_ingress.wiring()),
             ROOT_APP,
             "/",
         )
@@ -235,14 +314,30 @@ class ServeCluster:
             if not app_name.startswith(APP_PREFIX):
                 continue
             deployments = app["deployments"].values()
-            replicas = [replica for one in deployments for replica in one["replicas"]]
             states[app_name.removeprefix(APP_PREFIX)] = ApplicationState(
                 status=ApplicationStatus(app["status"]).value,
                 message=str(app["message"]),
-                running=sum(replica["state"] == "RUNNING" for replica in replicas),
                 target=sum(one["target_num_replicas"] for one in deployments),
+                replicas=tuple(
+                    ReplicaProcess(
+                        name=replica["replica_id"],
+                        state=ReplicaState(replica["state"]).value,
+                        node=replica.get("node_ip") or "",
+                        pid=replica.get("pid"),
+                    )
+                    for one in deployments
+                    for replica in one["replicas"]
+                ),
             )
         return states
+
+    def metrics_urls(self) -> list[str]:
+        """Where Prometheus scrapes the metrics of each node."""
+        return [
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
 
     def others(self) -> list[str]:
         """Applications on this Serve that are not ours."""
@@ -300,43 +395,18 @@ def _run(target: Any, app_name: str, route_prefix: str) -> None:
 
 
 def _actor_options(http_ingress: Ingress, env_vars: dict[str, str]) -> dict[str, Any]:
-    switches = (
-        ingress.replica_switches() if http_ingress.haproxy else ingress.plain_replica_switches()
-    )
+    switches = ingress.replica_switches() if http_ingress.haproxy else {}
     options: dict[str, Any] = {
         # Nothing is reserved: on two CPUs a tenth of one would keep a two-worker trainer waiting.
         "num_cpus": 0,
-        "runtime_env": {"env_vars": {**switches, **_import_path(), **env_vars}},
+        # But a byte, for form's sake: what takes nothing at all is begun by a node drawn by lot, and
+        # each node counts on its own when it spreads replicas, so that they end up together.
+        "memory": 1,
+        "runtime_env": {"env_vars": {**switches, **import_path(), **env_vars}},
     }
-    if http_ingress.host in LOOPBACK_HOSTS:
-        options["resources"] = {"node:__internal_head__": 0.0001}
+    if not http_ingress.spreads:
+        options["resources"] = {HEAD_RESOURCE: 0.0001}
     return options
-
-
-def _import_path() -> dict[str, str]:
-    """Lets replicas import us from a checkout; an installed package needs nothing."""
-    root = Path(serve.__file__).resolve().parents[1]
-    if root == Path(sysconfig.get_path("purelib")).resolve():
-        return {}
-    return {"PYTHONPATH": str(root)}
-
-
-def _haproxy_folder() -> Path:
-    node: Any = ray._private.worker._global_node
-    return ingress.haproxy_folder(Path(node.get_temp_dir_path()))
-
-
-def _require_free_port(http: HttpConfig) -> None:
-    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((http.host, http.port))
-        except OSError as error:
-            raise ResourceError(
-                f"{http.host}:{http.port} cannot be listened on: {error.strerror}; "
-                "choose another with --port"
-            ) from None
 
 
 def _reason(error: BaseException) -> str:

@@ -14,10 +14,15 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Mapping[bytes, bytes]
+Header = tuple[bytes, bytes]
 
 VERSION_HEADER = b"x-raybridge-version"
 """On every answer of ours: a client can tell our 404 from a proxy's."""
+REPLICA_HEADER = b"x-raybridge-replica"
+"""Which replica answered, on the answers of models."""
 REQUEST_ID_HEADER = b"x-request-id"
+UNVERSIONED: tuple[Header, ...] = ((VERSION_HEADER, b"-"),)
+"""Marks an answer that is ours, but no model's."""
 
 _DISCARD_BYTES = 64 * 2**20
 _DISCARD_S = 10.0
@@ -81,38 +86,35 @@ def too_large(max_bytes: int) -> RequestError:
 
 
 async def send_response(
-    send: Send,
-    status: int,
-    body: bytes,
-    headers: Iterable[tuple[bytes, bytes]],
-    version: bytes,
+    send: Send, status: int, body: bytes, headers: Iterable[Header], marks: Iterable[Header]
 ) -> None:
-    """Answer with ``body``, marked as ours."""
+    """Answer with ``body``; ``marks`` say whose answer it is."""
+    length = (b"content-length", b"%d" % len(body))
     await send(
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [
-                *headers,
-                (b"content-length", b"%d" % len(body)),
-                (VERSION_HEADER, version),
-            ],
+            "headers": [*headers, length, *marks],
         }
     )
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_json(send: Send, value: Any, *, status: int = 200, version: bytes = b"-") -> None:
+async def send_json(
+    send: Send, value: Any, *, status: int = 200, marks: Iterable[Header] = UNVERSIONED
+) -> None:
     """Answer with JSON."""
     body = value if isinstance(value, bytes) else encode_json(value)
-    await send_response(send, status, body, [(b"content-type", JSON_TYPE)], version)
+    await send_response(send, status, body, [(b"content-type", JSON_TYPE)], marks)
 
 
-async def send_error(send: Send, error: RequestError, version: bytes = b"-") -> None:
+async def send_error(
+    send: Send, error: RequestError, marks: Iterable[Header] = UNVERSIONED
+) -> None:
     """Answer with ``{"error": ...}``."""
     headers = [(b"content-type", JSON_TYPE), *error.headers]
     body = encode_json({"error": error.message})
-    await send_response(send, error.status, body, headers, version)
+    await send_response(send, error.status, body, headers, marks)
 
 
 async def run_lifespan(receive: Receive, send: Send) -> None:

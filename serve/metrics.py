@@ -1,9 +1,15 @@
 """What a replica counts. Requests only append to plain Python values; a thread hands them on.
 
-raybridge_requests_total{model, version, endpoint, code}     counter
-raybridge_request_latency_ms{model, version, endpoint}       histogram
-raybridge_batch_size{model, version}                         histogram
-raybridge_rollout_failures_total{model}                      counter
+As Prometheus sees them, with the ``ray_`` that Ray puts before every name:
+
+    ray_raybridge_requests_total{model, version, endpoint, code}     counter
+    ray_raybridge_request_latency_ms{model, version, endpoint}       histogram
+    ray_raybridge_batch_size{model, version}                         histogram
+    ray_raybridge_rollout_failures_total{model}                      counter
+
+Every node serves the metrics of its replicas at ``http://NODE:PORT/metrics``; ``python -m serve
+status`` tells the addresses. For Prometheus' ``file_sd_configs`` Ray lists them on the head node, in
+``prom_metrics_service_discovery.json`` of its temporary folder, which is /tmp/ray by default.
 """
 
 import threading

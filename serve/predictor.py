@@ -144,8 +144,10 @@ class Predictor:
             if not now and time.monotonic() < self._retry_at_s:
                 return False
             try:
-                document = self._documents.read(self.name)
+                documents = self._documents
+                document = (documents.read if now else documents.read_often)(self.name)
                 if document is None or document.generation == current:
+                    self.problem = None
                     return False
                 self._switch(document)
             except (RaybridgeError, OSError) as error:

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.serve as ray_serve
 import ray.serve._private.replica as ray_replica
 from ray.serve.schema import ReplicaState  # type: ignore[attr-defined]
 from ray.util import metrics as ray_metrics
 
 from cluster import ingress
+from cluster.errors import RaybridgeError
 from cluster.store import Store
 from serve.app import ModelApp
 from serve.config import ReplicaConfig
@@ -29,6 +31,7 @@ from serve.metrics import (
 )
 from serve.predictor import Predictor, open_model
 from serve.root import ModelState, RootApp, States
+from serve.topology import Wiring
 
 logger = logging.getLogger(__name__)
 
@@ -87,41 +90,39 @@ class ModelReplica:
     def __init__(
         self,
         name: str,
-        store_root: str,
+        store_address: str,
         config: ReplicaConfig,
-        haproxy_folder: str | None,
-        loopback: bool,
+        wiring: Wiring,
     ) -> None:
         """Open the committed generation.
 
         Args:
             name: of the model.
-            store_root: as this node sees it.
+            store_address: folder or URI of the store.
             config: of the replica.
-            haproxy_folder: where this node's HAProxy wrapper belongs; None without HAProxy.
-            loopback: whether nothing here may listen beyond the loopback interface.
+            wiring: how HTTP reaches it.
 
         Raises:
             RaybridgeError: it cannot be opened, and so the replica must not take requests.
         """
-        if haproxy_folder is not None:
-            # Serve starts a proxy on this node because we are here: the node may be new.
-            ingress.install_wrapper(Path(haproxy_folder))
-        if loopback:
-            _keep_on_loopback()
-        self._config = config
+        _wire(wiring)
         self._meter = Meter(name, RaySink())
+        documents = ServedDocuments(Store.open(store_address))
         self._predictor = Predictor(
             name,
-            ServedDocuments(Store(Path(store_root))),
-            lambda model, served: open_model(model, served, config, self._meter),
+            documents,
+            lambda model, served: open_model(
+                model, documents.on_this_node(served), config, self._meter
+            ),
             on_failure=self._meter.rollout_failure,
         )
         self._predictor.start()
         self._meter.start()
+        self._replica: str = ray_serve.get_replica_context().replica_id.unique_id
+        self._app = ModelApp(self._predictor, config, self._meter, self._replica)
 
     def __serve_build_asgi_app__(self) -> ModelApp:
-        return ModelApp(self._predictor, self._config, self._meter)
+        return self._app
 
     async def check_health(self) -> None:
         """Follow the document. A generation that cannot be opened does not make us unhealthy."""
@@ -141,8 +142,12 @@ class ModelReplica:
         self._predictor.forget_prepared()
 
     def state(self) -> dict[str, Any]:
-        """What this replica holds."""
-        return self._predictor.state()
+        """What this replica holds and does."""
+        return {
+            **self._predictor.state(),
+            "replica": self._replica,
+            "requests_in_work": self._app.in_work,
+        }
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
@@ -153,11 +158,10 @@ class ModelReplica:
 class RootReplica:
     """Knows how every model stands, by asking Serve's controller each second."""
 
-    def __init__(self, store_root: str, loopback: bool) -> None:
+    def __init__(self, store_address: str, wiring: Wiring) -> None:
         """Begin to ask; the arguments are as for :class:`ModelReplica`."""
-        if loopback:
-            _keep_on_loopback()
-        self._documents = ServedDocuments(Store(Path(store_root)))
+        _wire(wiring)
+        self._documents = ServedDocuments(Store.open(store_address))
         self._states: States = {}
         self._first = threading.Event()
         threading.Thread(target=self._poll_forever, name="states", daemon=True).start()
@@ -184,7 +188,7 @@ class RootReplica:
             if not app_name.startswith(APP_PREFIX):
                 continue
             name = app_name.removeprefix(APP_PREFIX)
-            document = self._documents.read(name)
+            document = self._document(name)
             running = sum(
                 deployment.replica_states.get(ReplicaState.RUNNING, 0)
                 for deployment in app.deployments.values()
@@ -195,13 +199,24 @@ class RootReplica:
             states[name] = ModelState(running > 0 or asleep, str(app.status.value), versions)
         return states
 
+    def _document(self, name: str) -> ServedDocument | None:
+        try:
+            return self._documents.read_often(name)
+        except (RaybridgeError, OSError) as error:
+            logger.warning("model %s: its last known document stands: %s", name, error)
+            return self._documents.last_seen(name)
 
-def _keep_on_loopback() -> None:
-    """Bind this replica's port for calls between deployments to loopback.
 
-    Ray opens it on every interface, after the constructor, and unpickles what arrives: without
-    Ray's token that is an open door, and no option closes it. Nobody here calls through it.
+def _wire(wiring: Wiring) -> None:
+    """Make this node and this process ready for requests; called before Ray opens any port.
+
+    Beside HTTP, Ray opens a port for calls between deployments, on every interface, and unpickles
+    what arrives there: without Ray's token that is an open door, and no option closes it. Nobody
+    here calls through it, on one node or on several, so it is bound to loopback.
     """
+    if wiring.haproxy_folder is not None:
+        # Serve starts a proxy on this node because we are here: the node may be new.
+        ingress.install_wrapper(Path(wiring.haproxy_folder))
     module: Any = ray_replica
     bind = module.add_port_to_grpc_server
 
@@ -209,3 +224,14 @@ def _keep_on_loopback() -> None:
         return bind(server, address.replace("[::]", "127.0.0.1"))
 
     module.add_port_to_grpc_server = bind_to_loopback
+    if wiring.entrance is None:
+        return
+    # HAProxy asks for replicas of its own node on loopback, and for others at their node's address.
+    at_entrance = ray.get_runtime_context().get_node_id() == wiring.entrance
+    host = "127.0.0.1" if at_entrance else ray.util.get_node_ip_address()
+    start = module.start_asgi_http_server
+
+    def start_there(app: Any, options: Any, **more: Any) -> Any:
+        return start(app, options.model_copy(update={"host": host}), **more)
+
+    module.start_asgi_http_server = start_there

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from harness import ROOT, NeedPackage, RunCli, free_port, run_module
+from servers import AWS_ENVIRONMENT, S3Server, mlflow_server, s3_server
 
-from cluster.settings import STORE_VARIABLE, TRACKING_VARIABLE, Settings
+from cluster.settings import CACHE_VARIABLE, STORE_VARIABLE, TRACKING_VARIABLE, Settings
 from cluster.store import Store
 
 pytest_plugins = ["digits"]
@@ -28,6 +29,8 @@ MISSING_PACKAGE = "Debian package"
 _FOREIGN_VARIABLES = (
     *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"),
     *("RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR", STORE_VARIABLE, TRACKING_VARIABLE),
+    *(CACHE_VARIABLE, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"),
+    *("AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_SESSION_TOKEN"),
 )
 
 
@@ -79,6 +82,7 @@ def own_machine() -> Iterator[Path]:
         "HOME": str(folder / "home"),
         "RAY_TMPDIR": str(folder),
         STORE_VARIABLE: str(folder / "store"),
+        **AWS_ENVIRONMENT,
         # Workers and commands find the checkout, from whatever folder they are started.
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [saved.get("PYTHONPATH")])]),
         "NO_COLOR": "1",
@@ -135,6 +139,21 @@ def ray_session(shared_settings: Settings) -> Iterator[Settings]:
     yield shared_settings
     os.environ.pop("RAY_ADDRESS", None)
     head.down(shared_settings)
+
+
+@pytest.fixture(scope="session")
+def s3(own_machine: Path) -> Iterator[S3Server]:
+    """An S3 server with a bucket ``raybridge``; tests use prefixes apart."""
+    with s3_server() as server:
+        server.make_bucket("raybridge")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_address(own_machine: Path) -> Iterator[str]:
+    """The address of an MLflow server; tests use names apart."""
+    with mlflow_server() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

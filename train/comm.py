@@ -1,7 +1,9 @@
-"""The few exchanges between the workers of a run."""
+"""The few exchanges between the workers of a run, and the network that they take."""
 
+import os
 from typing import Any, Protocol
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -96,3 +98,19 @@ def sync_buffers(model: nn.Module, comm: Comm) -> None:
     with torch.no_grad():
         for buffer in model.buffers():
             comm.broadcast(buffer)
+
+
+def take_interface(address: str) -> None:
+    """Make PyTorch's process groups use the network interface that has this address.
+
+    Left alone, gloo takes the one that the machine's own name leads to: on Debian the loopback
+    interface, where other machines do not reach it. A choice of the user's stands.
+
+    Args:
+        address: by which the other workers' machines know this one.
+    """
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in entries):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # The name, not a prefix.
+            return

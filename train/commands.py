@@ -26,7 +26,7 @@ def run_fit(
 ) -> None:
     """``train fit``."""
     settings = Settings.from_env()
-    store = Store(settings.store)
+    store = Store.open(settings.address)
     store.ensure_writable()
     if register is not None:
         check_name("model", register)
@@ -50,7 +50,7 @@ def run_resume(
 ) -> None:
     """``train resume``."""
     settings = Settings.from_env()
-    store = Store(settings.store)
+    store = Store.open(settings.address)
     run = find_run(store, name)
     tracking = Tracking(settings)
     with connect(settings, label=f"train resume {run.name}") as session:
@@ -69,7 +69,7 @@ def run_resume(
 
 def run_evaluate(name: str, output: Output, *, split: SplitName, data: str | None) -> None:
     """``train evaluate``."""
-    store = Store(Settings.from_env().store)
+    store = Store.open(Settings.from_env().address)
     run = find_run(store, name)
     evaluation = evaluate_run(run, store, split, data)
     if data is None and split == "test":
@@ -83,7 +83,7 @@ def run_export(
 ) -> None:
     """``train export``."""
     settings = Settings.from_env()
-    store = Store(settings.store)
+    store = Store.open(settings.address)
     run = find_run(store, name)
     bundle = export_run(run, store, model)
     version = None

@@ -1,11 +1,12 @@
 """What decides a training run. The effective value of all of this is saved with every run."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cluster.config import Frozen
+from cluster.dataset import ChannelStatistics
 
 Activation = Literal["relu", "tanh", "sigmoid", "gelu"]
 
@@ -30,7 +31,65 @@ class ResNetConfig(Frozen):
     """Residual blocks of each stage; (3, 3, 3) is ResNet-20."""
 
 
-ModelConfig = Annotated[NetConfig | ResNetConfig, Field(discriminator="name")]
+class TorchvisionConfig(Frozen):
+    """A classifier of torchvision, its first and last layers fitted to the data."""
+
+    name: Literal["torchvision"] = "torchvision"
+    arch: str
+    """Such as ``resnet18``; any classifier that torchvision builds by name."""
+    stem: Literal["original", "small"] = "original"
+    """``small`` is for images below 64 pixels, on networks of the ResNet family: a 3x3 convolution
+    of stride 1 in place of the 7x7 one of stride 2 and the max-pool. It sees 16 times the positions,
+    and costs about as much more."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of torchvision's builder, such as ``dropout``."""
+
+
+class TimmConfig(Frozen):
+    """A classifier of timm, fitted to the data; needs the extra ``raybridge[timm]``."""
+
+    name: Literal["timm"] = "timm"
+    arch: str
+    options: dict[str, Any] = {}
+    """Keyword arguments of ``timm.create_model``, such as ``drop_rate``."""
+
+
+Outputs = Literal["logits", "probabilities"]
+
+
+class SourceConfig(Frozen):
+    """A network that a file of the user's describes. Every run keeps a copy of the file."""
+
+    path: Path
+    sha256: str | None = None
+    """Of the file; filled in when a run begins, and checked whenever the copy is read."""
+    output: Outputs = "logits"
+    """What the network gives; of probabilities the logarithm is taken."""
+
+
+class FileConfig(SourceConfig):
+    """A network that a Python file of the user's builds."""
+
+    name: Literal["file"] = "file"
+    factory: str
+    """Function or class of the file: called with those of ``shape`` (channels, height, width),
+    ``num_classes``, ``in_channels``, ``height`` and ``width`` that it names, and the options."""
+    options: dict[str, Any] = {}
+    """Further keyword arguments of the factory."""
+
+
+class OnnxConfig(SourceConfig):
+    """A foreign ONNX graph, as ``train import`` takes it. It cannot be trained."""
+
+    name: Literal["onnx"] = "onnx"
+
+
+ModelConfig = Annotated[
+    NetConfig | ResNetConfig | TorchvisionConfig | TimmConfig | FileConfig | OnnxConfig,
+    Field(discriminator="name"),
+]
+
+Normalize = Literal["dataset", "imagenet", "half", "none", "bytes"] | ChannelStatistics
 
 
 class LossConfig(Frozen):
@@ -96,8 +155,14 @@ class AugmentConfig(Frozen):
 
     flip: bool = False
     """Mirror half of the images left to right."""
+    random_resized_crop: float | None = Field(default=None, gt=0, le=1)
+    """Train on a part of each image, stretched to the whole: this share of its area or more, at an
+    aspect ratio of 3/4 to 4/3. 0.35 is a good beginning for photographs, none for small images."""
     translate: int = Field(default=0, ge=0, le=64)
     """Shift by up to this many pixels each way; what comes in is black."""
+
+
+Sampling = Literal["shuffle", "balanced"]
 
 
 class CheckpointConfig(Frozen):
@@ -118,8 +183,14 @@ class ResourcesConfig(Frozen):
     """``auto`` takes a GPU for each worker if that many are free."""
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """Threads of a worker too. By default the free CPUs are shared out (one each beside a GPU)."""
+    placement: Literal["pack", "spread"] = "pack"
+    """``pack`` takes as few machines as possible, ``spread`` as many; as far as CPUs are free."""
     max_failures: int = Field(default=3, ge=0)
     """How often dead workers are replaced before the run is given up."""
+
+
+IMPORT_RECIPE = "import"
+"""The recipe of a run whose weights were trained elsewhere."""
 
 
 class TrainConfig(Frozen):
@@ -129,12 +200,22 @@ class TrainConfig(Frozen):
     """Name of the recipe that this began as."""
     data: str
     """``NAME`` or ``NAME@VERSION``."""
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(default=10, ge=0)
+    """0 is for imported models only."""
     batch_size: int = Field(default=128, ge=1)
     """Images of one optimizer step, over all workers."""
+    sampling: Sampling = "shuffle"
+    """``shuffle`` takes every image once an epoch; ``balanced`` takes as many, of every class
+    equally: images of small classes several times, of large ones not all."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    init: Path | None = None
-    """A ``state_dict`` file (.pth or .safetensors) to begin with instead of random weights."""
+    pretrained: str | None = None
+    """Weights to begin with: a file (.pth or .safetensors), or ``torchvision`` or ``timm`` for those
+    that are published there. The first layer is fitted to the image's channels, and the last one
+    begins at random where the file's classes are others."""
+    normalize: Normalize = "dataset"
+    """What the network takes pixels as: ``dataset``, with mean 0 and deviation 1 over the training
+    split; ``imagenet``, by ImageNet's mean and deviation; ``half``, from -1 to 1; ``none``, from 0
+    to 1; ``bytes``, from 0 to 255; or ``mean`` and ``std`` of each channel, of pixels from 0 to 1."""
     model: ModelConfig = NetConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = AdamWConfig()
@@ -142,6 +223,12 @@ class TrainConfig(Frozen):
     augment: AugmentConfig = AugmentConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _trains(self) -> Self:
+        if self.epochs == 0 and self.recipe != IMPORT_RECIPE:
+            raise ValueError("epochs must be 1 or more")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -26,15 +26,17 @@ from cluster.bundle import (
     ModelInfo,
     Parity,
     list_files,
+    publish_bundle,
     write_golden,
     write_manifest,
 )
-from cluster.dataset import Dataset, Split
+from cluster.dataset import Dataset, ImageSplit
 from cluster.errors import BundleError, CheckpointError
 from cluster.runtime import OnnxRuntimeSession, Session, open_session
 from cluster.stats import reference_statistics
-from cluster.store import Store, check_name, publishing, write_json_atomic
-from train.checkpoint import load_state_dict, weights_sha256
+from cluster.store import Store, check_name, drafting, write_json_atomic
+from train.checkpoint import weights_sha256
+from train.data.loader import shard_batches
 from train.loop import predict_shard
 from train.models.classifier import Classifier, build_classifier, num_parameters
 from train.runs import Run, RunInfo
@@ -55,7 +57,7 @@ def load_classifier(run: Run, dataset: Dataset) -> Classifier:
     result = run.result()
     config = run.config()
     classifier = build_classifier(config.model, dataset.meta, config.seed)
-    load_state_dict(classifier.net, run.weights_file)
+    run.load_weights(classifier.net)
     if weights_sha256(classifier.net) != result.weights_sha256:
         raise CheckpointError(
             f"run {run.name}: {run.weights_file.name} is not what the run ended with; "
@@ -82,7 +84,7 @@ def export_run(run: Run, store: Store, name: str | None = None) -> Bundle:
     classifier = load_classifier(run, dataset)
     model_name = check_name("model", name or dataset.meta.name)
     test = dataset.split("test")
-    with publishing(run.bundle_dir, replace=True) as draft:
+    with drafting(store.bundles, run.name) as draft:
         graph = export_onnx(classifier, dataset.meta.image.shape)
         (draft / MODEL_FILE).write_bytes(graph)
         safetensors.torch.save_file(
@@ -96,7 +98,7 @@ def export_run(run: Run, store: Store, name: str | None = None) -> Bundle:
         _write_reference(draft, dataset, classifier)
         write_manifest(draft, _manifest(draft, run, dataset, classifier, model_name, parity))
         open_session(Bundle.open(draft))
-    return Bundle.open(run.bundle_dir)
+        return publish_bundle(store, draft)
 
 
 def export_onnx(classifier: Classifier, shape: tuple[int, int, int]) -> bytes:
@@ -125,18 +127,21 @@ def export_onnx(classifier: Classifier, shape: tuple[int, int, int]) -> bytes:
     return model
 
 
-def measure_parity(session: Session, split: Split, expected: npt.NDArray[np.float32]) -> Parity:
+def measure_parity(
+    session: Session, split: ImageSplit, expected: npt.NDArray[np.float32]
+) -> Parity:
     """Compare a session's logits with PyTorch's over a split."""
     largest, equal = 0.0, True
-    for start in range(0, len(split), BATCH):
+    starts = range(0, len(split), BATCH)
+    for start, batch in zip(starts, shard_batches(split, BATCH), strict=True):
         want = expected[start : start + BATCH]
-        got = session.run(np.ascontiguousarray(split.images[start : start + BATCH]))
+        got = session.run(batch.images.numpy())
         largest = max(largest, float(np.abs(got - want).max()))
         equal = equal and bool((got.argmax(1) == want.argmax(1)).all())
     return Parity(images=len(split), labels_equal=equal, max_abs_diff=largest)
 
 
-def choose_golden(split: Split, expected: npt.NDArray[np.float32]) -> Golden:
+def choose_golden(split: ImageSplit, expected: npt.NDArray[np.float32]) -> Golden:
     """Images for the goldens: of every class in turn, as far as they go."""
     # A stable sort by the count of earlier images of the same class deals the classes out evenly.
     seen = np.zeros(int(split.labels.max()) + 1, int)
@@ -145,7 +150,7 @@ def choose_golden(split: Split, expected: npt.NDArray[np.float32]) -> Golden:
         turn[row] = seen[label]
         seen[label] += 1
     rows = np.sort(np.argsort(turn, kind="stable")[:NUM_GOLDEN])
-    return Golden(np.ascontiguousarray(split.images[rows]), np.ascontiguousarray(expected[rows]))
+    return Golden(split.take(rows), expected[rows])
 
 
 def _require_parity(parity: Parity, run: Run) -> None:
@@ -160,7 +165,8 @@ def _require_parity(parity: Parity, run: Run) -> None:
 def _write_reference(draft: Path, dataset: Dataset, classifier: Classifier) -> None:
     val = dataset.split("val")
     logits = predict_shard(classifier, val, torch.device("cpu"))
-    statistics = reference_statistics(val.images, val.labels, logits)
+    batches = (batch.images.numpy() for batch in shard_batches(val, BATCH))
+    statistics = reference_statistics(batches, val.labels, logits)
     write_json_atomic(draft / REFERENCE_FILE, statistics.model_dump(mode="json"))
 
 
@@ -179,7 +185,7 @@ def _manifest(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         image=dataset.meta.image,
         class_names=dataset.meta.class_names,
-        normalization=dataset.meta.statistics,
+        normalization=dataset.meta.normalization,
         model=ModelInfo(
             name=config.model.name,
             options=config.model.model_dump(mode="json", exclude={"name"}),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.dataset import Dataset, SplitName
-from cluster.errors import NotFoundError
+from cluster.errors import NotFoundError, RaybridgeError
 from cluster.events import Event, append_events, make_event
 from cluster.session import Session
 from cluster.store import Store
@@ -91,13 +91,13 @@ def fit(
     """
     placement = choose_placement(config.resources, session)
     run = create_run(store, config, dataset, name)
-    log = tracking.start_run(
-        run.name,
-        flatten(config),
-        {"raybridge.recipe": config.recipe, "raybridge.dataset": dataset.reference},
-    )
-    run.write_info(run.info().model_copy(update={"mlflow_run_id": log.run_id}))
-    return _carry_out(config, dataset, run, log, placement, listener)
+    with run.alone():
+        log = tracking.start_run(
+            run.name,
+            flatten(config),
+            {"raybridge.recipe": config.recipe, "raybridge.dataset": dataset.reference},
+        )
+        return _carry_out(config, dataset, run, store, log, placement, listener)
 
 
 def resume(
@@ -123,29 +123,33 @@ def resume(
 
     Raises:
         NotFoundError: the run is finished and no further epochs are asked for.
+        DataError: another command is training it.
     """
     changes: dict[str, object] = {}
     if epochs is not None:
         changes["epochs"] = epochs
     if workers is not None:
         changes["resources"] = {"workers": workers}
-    config = run.config().with_changes(changes, "resume")
-    if run.result_file.is_file() and config.epochs <= run.result().epochs:
-        raise NotFoundError(
-            f"run {run.name} has finished its {run.result().epochs} epochs; "
-            "ask for more with --epochs"
-        )
-    dataset = run.dataset(store)
-    check_fit(config, dataset)
-    placement = choose_placement(config.resources, session)
-    run.write_config(config)
+    with run.alone():
+        config = run.config().with_changes(changes, "resume")
+        if run.finished and config.epochs <= run.result().epochs:
+            raise NotFoundError(
+                f"run {run.name} has finished its {run.result().epochs} epochs; "
+                "ask for more with --epochs"
+            )
+        dataset = run.dataset(store)
+        check_fit(config, dataset)
+        placement = choose_placement(config.resources, session)
+        run.write_config(config)
+        log = _resume_log(run, config, tracking)
+        return _carry_out(config, dataset, run, store, log, placement, listener)
+
+
+def _resume_log(run: Run, config: TrainConfig, tracking: Tracking) -> RunLog:
     mlflow_run_id = run.info().mlflow_run_id
-    if mlflow_run_id is None:
-        log = tracking.start_run(run.name, flatten(config), {})
-        run.write_info(run.info().model_copy(update={"mlflow_run_id": log.run_id}))
-    else:
-        log = tracking.resume_run(mlflow_run_id)
-    return _carry_out(config, dataset, run, log, placement, listener)
+    if mlflow_run_id is not None:
+        return tracking.resume_run(mlflow_run_id)
+    return tracking.start_run(run.name, flatten(config), {})
 
 
 def check_fit(config: TrainConfig, dataset: Dataset) -> None:
@@ -179,38 +183,45 @@ def _carry_out(
     config: TrainConfig,
     dataset: Dataset,
     run: Run,
+    store: Store,
     log: RunLog,
     placement: Placement,
     listener: EventListener,
 ) -> FitOutcome:
-    watch = _Watch(run, log, listener)
-    listener(make_event("run", {"name": run.name}))
-    began = time.monotonic()
     try:
-        worked = train_on_ray(config, dataset, run, placement, watch)
+        run.write_info(run.info().model_copy(update={"mlflow_run_id": log.run_id}))
+        watch = _Watch(run, log, listener)
+        listener(make_event("run", {"name": run.name}))
+        began = time.monotonic()
+        worked = train_on_ray(config, dataset, run, store, placement, watch)
+        watch.push_events()
+        result = RunResult(
+            epochs=config.epochs,
+            steps=worked.steps,
+            workers=placement.workers,
+            device=worked.device,
+            seconds=time.monotonic() - began,
+            images_per_s=statistics.median(entry["images_per_s"] for entry in worked.history),
+            restarts=max(0, watch.starts - 1),
+            weights_sha256=worked.weights_sha256,
+            history=worked.history,
+            failures={
+                "checkpoints": watch.checkpoint_failures,
+                "events": watch.event_failures,
+                "tracking": log.failures,
+            },
+        )
+        run.write_result(result)
+        _evaluate(run, dataset, "val")
+        evaluation = _evaluate(run, dataset, "test")
+        write_report(run, dataset)
+        log.metrics({f"test_{k}": v for k, v in evaluation.summary().items()}, worked.steps)
+        for name in (run.report_file.name, "config.json", run.evaluation_file("test").name):
+            log.artifact(run.folder.pull(name))
     except BaseException as error:
         # An interrupt, and Ray's answer to SIGTERM, are no Exceptions.
         log.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    result = RunResult(
-        epochs=config.epochs,
-        steps=worked.steps,
-        workers=placement.workers,
-        device=worked.device,
-        seconds=time.monotonic() - began,
-        images_per_s=statistics.median(entry["images_per_s"] for entry in worked.history),
-        restarts=max(0, watch.starts - 1),
-        weights_sha256=worked.weights_sha256,
-        history=worked.history,
-        failures={"checkpoints": watch.checkpoint_failures, "tracking": log.failures},
-    )
-    run.write_result(result)
-    _evaluate(run, dataset, "val")
-    evaluation = _evaluate(run, dataset, "test")
-    write_report(run, dataset)
-    log.metrics({f"test_{k}": v for k, v in evaluation.summary().items()}, worked.steps)
-    for file in (run.report_file, run.path / "config.json", run.evaluation_file("test")):
-        log.artifact(file)
     log.finish("FINISHED")
     return FitOutcome(run, result, evaluation)
 
@@ -237,6 +248,17 @@ class _Watch:
         self._listener = listener
         self.starts = 0
         self.checkpoint_failures = 0
+        self.event_failures = 0
+        run.path.mkdir(parents=True, exist_ok=True)
+        if run.folder.has(run.events_file.name):
+            run.folder.pull(run.events_file.name)  # Which another host may have written to.
+
+    def push_events(self) -> None:
+        """Let other hosts see the events so far."""
+        try:
+            self._run.folder.push(self._run.events_file.name)
+        except RaybridgeError:
+            self.event_failures += 1
 
     def __call__(self, events: list[Event]) -> None:
         append_events(self._run.events_file, events)
@@ -255,4 +277,5 @@ class _Watch:
                     "images_per_s",
                 )
                 self._log.metrics({name: event[name] for name in names}, int(event["step"]))
+                self.push_events()
             self._listener(event)

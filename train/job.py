@@ -5,31 +5,39 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pa_fs
 import ray
 import ray.train as ray_train
 import ray.train.torch as ray_train_torch
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from ray.train.torch.config import _TorchBackend as TorchBackend
 
 # At run time these are what `ray.train` exports; their static types there are version 1's.
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.dataset import Dataset
-from cluster.errors import RaybridgeError, TrainingError, UserError
+from cluster.errors import DataError, RaybridgeError, ResourceError, TrainingError, UserError
 from cluster.events import Event, EventSink, make_event
-from cluster.session import Session
-from train.checkpoint import save_state_dict, weights_sha256
-from train.comm import choose_comm
+from cluster.session import Session, current
+from cluster.store import Store
+from train.checkpoint import weights_sha256
+from train.comm import choose_comm, take_interface
 from train.config import ResourcesConfig, TrainConfig
 from train.loop import Trainer
 from train.runs import Run
 
 POLL_PERIOD_S = 0.3
 COLLECTIVE_TIMEOUT_S = 300
+HOW_TO_GO_ON = "go on from the newest checkpoint with `python -m train resume`"
+# Lost machines may come back, and new ones may start; four times this long is waited for them.
+PLACE_TIMEOUT_S = 30
+PLACE_RETRIES = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Placement:
     workers: int
     cpus: int
     gpu: bool
+    spread: bool
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,12 @@ class WorkerJob:
     """Everything a worker needs, as one value."""
 
     config: TrainConfig
-    dataset_path: Path
-    run_path: Path
+    dataset: str
+    """``NAME@VERSION``."""
+    run: str
+    """The run's name."""
+    store: str
+    """Address of the store that holds both, which each worker opens on its own machine."""
     threads: int
     board: Any
     """Handle of the :class:`EventBoard`."""
@@ -76,9 +89,26 @@ def choose_placement(resources: ResourcesConfig, session: Session) -> Placement:
     cpus = resources.cpus_per_worker or (
         1 if gpu else _cpus_per_worker([node.free.cpus for node in session.nodes()], resources)
     )
-    gpus = resources.workers if gpu else 0
-    session.require(resources.workers * cpus, gpus, f"training with {resources.workers} workers")
-    return Placement(resources.workers, cpus, gpu)
+    placement = Placement(resources.workers, cpus, gpu, resources.placement == "spread")
+    _require(placement, session)
+    return placement
+
+
+def _require(placement: Placement, session: Session, **options: float) -> None:
+    what = f"training with {placement.workers} workers"
+    gpus = 1 if placement.gpu else 0
+    session.require(placement.cpus, gpus, what, count=placement.workers, **options)
+
+
+def _no_room(placement: Placement) -> str | None:
+    """What is missing, if the workers no longer fit into the cluster."""
+    try:
+        _require(placement, current(), wait_s=0)
+    except ResourceError as error:
+        return str(error)
+    except ray.exceptions.RayError:
+        pass
+    return None
 
 
 def _cpus_per_worker(free_of_nodes: list[float], resources: ResourcesConfig) -> int:
@@ -93,6 +123,7 @@ def train_on_ray(
     config: TrainConfig,
     dataset: Dataset,
     run: Run,
+    store: Store,
     placement: Placement,
     on_events: Callable[[list[Event]], None],
 ) -> WorkerResult:
@@ -103,8 +134,9 @@ def train_on_ray(
 
     Args:
         config: the run's configuration.
-        dataset: what to train on; every node must see its folder.
-        run: the run's folder; every node must see it.
+        dataset: what to train on.
+        run: the run's folder.
+        store: what holds both, as every node sees it.
         placement: CPUs and GPUs of the workers.
         on_events: called with what the workers tell, in order.
 
@@ -114,23 +146,28 @@ def train_on_ray(
     """
     # Read by Ray's controller, which polls its workers at this period (two seconds by default).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    board = EventBoard.remote()  # type: ignore[attr-defined]
-    job = WorkerJob(config, dataset.path, run.path, placement.cpus, board)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_TIMEOUT_S))
+    board = _event_board()
+    job = WorkerJob(config, dataset.reference, run.name, store.address, placement.cpus, board)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
-        torch_config=ray_train_torch.TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=_TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpu,
+            placement_strategy="SPREAD" if placement.spread else "PACK",
             resources_per_worker={"CPU": placement.cpus, **({"GPU": 1} if placement.gpu else {})},
         ),
         run_config=RunConfig(
             # Ray resumes by itself where a name is used again; our own checkpoints decide that.
             name=f"attempt-{time.time_ns()}",
-            storage_path=str(run.ray_dir),
+            # Nothing is reported to Ray, so it has nothing to keep that another node must see.
+            storage_path="/ray-train",
+            storage_filesystem=pa_fs.PyFileSystem(pa_fs.FSSpecHandler(MemoryFileSystem())),
             failure_config=FailureConfig(
-                max_failures=config.resources.max_failures, controller_failure_limit=3
+                max_failures=config.resources.max_failures,
+                controller_failure_limit=PLACE_RETRIES,
             ),
             logging_config=ray_train.LoggingConfig(log_level="ERROR"),
         ),
@@ -138,9 +175,16 @@ def train_on_ray(
     try:
         result = _fit_forwarding(trainer, board, on_events)
     except ray_train.WorkerGroupError as error:
+        reported: DataError | None = ray.get(board.problem.remote())
+        if reported is not None:
+            raise reported from None
         raise TrainingError(_explain_failures(error, config.resources.max_failures)) from None
     except ray_train.TrainingFailedError as error:
-        raise TrainingError(f"Ray Train gave up: {_last_line(error)}") from None
+        reason = _no_room(placement) or _last_line(error)
+        raise TrainingError(f"Ray Train gave up: {reason}; {HOW_TO_GO_ON}") from None
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TrainingError(f"Ray Train's controller died: {reason}; {HOW_TO_GO_ON}") from None
     value = result.return_value if isinstance(result, Result) else None
     if isinstance(value, RaybridgeError):
         raise value
@@ -149,12 +193,42 @@ def train_on_ray(
     return value
 
 
+class _TorchBackend(TorchBackend):
+    """Ray's set-up of the process group, on the network that Ray itself uses."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_take_interface)
+        super().on_start(worker_group, backend_config)
+
+
+class _TorchConfig(ray_train_torch.TorchConfig):
+    @property
+    def backend_cls(self) -> type[TorchBackend]:
+        return _TorchBackend
+
+
+def _take_interface() -> None:
+    take_interface(ray.util.get_node_ip_address())
+
+
 @ray.remote(num_cpus=0, max_restarts=-1)
 class EventBoard:
-    """Where workers leave events for the driver. Outlives the workers; holds no CPU."""
+    """Where workers leave events for the driver, and a problem for those that come after them.
+
+    Outlives the workers; holds no CPU.
+    """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._problem: DataError | None = None
+
+    def report(self, problem: DataError) -> None:
+        """Leave what every worker must end with."""
+        self._problem = problem
+
+    def problem(self) -> DataError | None:
+        """What a worker reported, if one did."""
+        return self._problem
 
     def put(self, event: Event) -> None:
         """Add an event."""
@@ -164,6 +238,13 @@ class EventBoard:
         """Remove and return all events."""
         taken, self._events = self._events, []
         return taken
+
+
+def _event_board() -> Any:
+    """A board on this very machine: another one may be lost, and all that it holds with it."""
+    here = ray.get_runtime_context().get_node_id()
+    placed = NodeAffinitySchedulingStrategy(here, soft=False)
+    return EventBoard.options(scheduling_strategy=placed).remote()  # type: ignore[attr-defined]
 
 
 class BoardSink(EventSink):
@@ -181,13 +262,17 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     """One worker. Ray keeps the value that worker 0 returns."""
     job: WorkerJob = values["job"]
     torch.set_num_threads(job.threads)
-    run = Run(job.run_path)
+    store = Store.open(job.store)
+    run = Run(store.folder(f"runs/{job.run}"))
     comm = choose_comm()
+    reported: DataError | None = ray.get(job.board.problem.remote())
+    if reported is not None:
+        return reported
     device = ray_train_torch.get_device()
     trainer: Trainer | None = None
     problem: UserError | None = None
     try:
-        dataset = Dataset.open(job.dataset_path)
+        dataset = Dataset.find(store, job.dataset)
         trainer = Trainer(job.config, dataset, comm, device, run.checkpoints, BoardSink(job.board))
     except UserError as error:
         problem = error
@@ -199,6 +284,13 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
         progress = trainer.run()
         val = trainer.predict(dataset.split("val"))
         test = trainer.predict(dataset.split("test"))
+    except DataError as error:
+        # Of one worker's share of the images: the others wait for it in the middle of a step. Its
+        # end makes Ray end them too; those that it starts in their place find this on the board.
+        if comm.world > 1:
+            ray.get(job.board.report.remote(error))
+            raise
+        return error
     except (UserError, TrainingError) as error:
         # Returned, not raised: Ray would start the workers again, to the same end.
         return error
@@ -206,7 +298,7 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
         return None
     run.write_logits(val, "val")
     run.write_logits(test, "test")
-    save_state_dict(trainer.classifier.net, run.weights_file)
+    run.write_weights(trainer.classifier.net)
     return WorkerResult(
         steps=progress.step,
         history=tuple(progress.history),
@@ -239,7 +331,7 @@ def _fit_forwarding(
         try:
             events: list[Event] = ray.get(board.take.remote(), timeout=30)
         except ray.exceptions.RayError:
-            # The board is being restarted on another node; what it held is lost.
+            # The board was killed and is being restarted; what it held is lost.
             continue
         if events:
             on_events(events)
@@ -252,7 +344,7 @@ def _explain_failures(error: ray_train.WorkerGroupError, allowed: int) -> str:
     rank, cause = next(iter(sorted(error.worker_failures.items())), (0, error))
     return (
         f"workers died more than {allowed} times; the last time worker {rank}: "
-        f"{_last_line(cause)}; go on from the newest checkpoint with `python -m train resume`"
+        f"{_last_line(cause)}; {HOW_TO_GO_ON}"
     )
 
 

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.dataset import Dataset, Split
+from cluster.dataset import Dataset, ImageSplit
 from cluster.errors import TrainingError
 from cluster.events import EventSink
+from cluster.store import Folder
 from train.checkpoint import (
     Checkpoint,
     CheckpointWriter,
@@ -64,7 +64,7 @@ class Trainer:
         dataset: Dataset,
         comm: Comm,
         device: torch.device,
-        checkpoints: Path,
+        checkpoints: Folder,
         events: EventSink,
     ) -> None:
         self.config = config
@@ -82,6 +82,7 @@ class Trainer:
             dataset.split("train"),
             config.batch_size,
             config.augment,
+            sampling=config.sampling,
             seed=config.seed,
             rank=comm.rank,
             world=comm.world,
@@ -170,7 +171,7 @@ class Trainer:
         meter.add(loss.detach(), logits.detach(), labels)
 
     @torch.inference_mode()
-    def evaluate(self, split: Split) -> tuple[float, float]:
+    def evaluate(self, split: ImageSplit) -> tuple[float, float]:
         """Mean cross-entropy and accuracy of a split, each image counted once over all workers."""
         sync_buffers(self.classifier, self.comm)
         self.classifier.eval()
@@ -184,7 +185,7 @@ class Trainer:
         total = self.comm.sum(meter.totals).tolist()
         return total[0] / total[2], total[1] / total[2]
 
-    def predict(self, split: Split) -> npt.NDArray[np.float32]:
+    def predict(self, split: ImageSplit) -> npt.NDArray[np.float32]:
         """Logits of a whole split in its own order, computed by all workers together."""
         sync_buffers(self.classifier, self.comm)
         own = predict_shard(
@@ -206,7 +207,7 @@ class Trainer:
         if checkpoint is None:
             return Progress(0, [])
         if checkpoint.model_signature != self._signature:
-            check_state_dict(self.classifier.net, checkpoint.model, str(self._folder))
+            check_state_dict(self.classifier.net, checkpoint.model, "the newest checkpoint")
         self.classifier.net.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         return Progress(checkpoint.step, checkpoint.history)
@@ -265,7 +266,7 @@ class Meter:
 @torch.inference_mode()
 def predict_shard(
     classifier: Classifier,
-    split: Split,
+    split: ImageSplit,
     device: torch.device,
     *,
     rank: int = 0,
@@ -309,5 +310,6 @@ def _to_cpu(value: Any) -> Any:
     return value
 
 
-def _blank(split: Split, device: torch.device) -> Tensor:
-    return torch.zeros((1, *split.images.shape[1:]), dtype=torch.uint8, device=device)
+def _blank(split: ImageSplit, device: torch.device) -> Tensor:
+    shape = split.take(slice(0, 0)).shape[1:]
+    return torch.zeros((1, *shape), dtype=torch.uint8, device=device)

@@ -73,6 +73,7 @@ def write_report(run: Run, dataset: Dataset) -> Path:
         settings=config.model_dump_json(indent=2),
     )
     write_text_atomic(run.report_file, page)
+    run.folder.push(run.report_file.name)
     return run.report_file
 
 
@@ -150,14 +151,15 @@ def _mistakes(run: Run, dataset: Dataset) -> list[Mistake]:
     logits, test = run.logits("test"), dataset.split("test")
     probabilities = softmax(logits)
     names = dataset.meta.class_names
+    rows = worst_mistakes(logits, test.labels, NUM_MISTAKES)
     return [
         Mistake(
-            png=_tile(test.images[row]),
+            png=_tile(pixels),
             truth=names[int(test.labels[row])],
             predicted=names[int(logits[row].argmax())],
             confidence=float(probabilities[row].max()),
         )
-        for row in worst_mistakes(logits, test.labels, NUM_MISTAKES)
+        for row, pixels in zip(rows, test.take(rows), strict=True)
     ]
 
 

@@ -1,5 +1,6 @@
 """A run on disk: what was asked for, what came of it, and where each file lies."""
 
+import contextlib
 import json
 import secrets
 from dataclasses import dataclass
@@ -10,14 +11,19 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
+from torch import nn
 
 from cluster.config import Frozen
 from cluster.dataset import Dataset, SplitName
 from cluster.errors import DataError, NotFoundError
 from cluster.provenance import code_commit, library_versions
-from cluster.store import Store, check_name, publishing, write_json_atomic
+from cluster.store import Folder, Store, check_name, drafting, locked
 from train.config import TrainConfig
 from train.metrics import Evaluation
+from train.weights import load_state_dict, save_state_dict
+
+RUN_FILE = "run.json"
+"""Makes a folder a run."""
 
 
 class RunInfo(Frozen):
@@ -56,17 +62,30 @@ class RunResult(Frozen):
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder in the store."""
+    """One run's folder in the store.
 
-    path: Path
+    Paths are on this node's disk. Of an object store, the methods that read copy the newest
+    content there first, and those that write put it into the store.
+    """
+
+    folder: Folder
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
 
     @property
     def name(self) -> str:
         return self.path.name
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> Folder:
+        return self.folder.child("checkpoints")
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended well."""
+        return self.folder.has(self.result_file.name)
 
     @property
     def events_file(self) -> Path:
@@ -82,17 +101,8 @@ class Run:
         return self.path / "report.html"
 
     @property
-    def bundle_dir(self) -> Path:
-        return self.path / "bundle"
-
-    @property
     def result_file(self) -> Path:
         return self.path / "result.json"
-
-    @property
-    def ray_dir(self) -> Path:
-        """Ray Train's own files."""
-        return self.path / "ray"
 
     def evaluation_file(self, split: SplitName) -> Path:
         return self.path / f"evaluation-{split}.json"
@@ -102,11 +112,11 @@ class Run:
 
     def config(self) -> TrainConfig:
         """The effective configuration."""
-        return TrainConfig.decode(_read_json(self.path / "config.json"), f"run {self.name}")
+        return TrainConfig.decode(self._read("config.json"), f"run {self.name}")
 
     def info(self) -> RunInfo:
         """What was known before training began."""
-        return RunInfo.decode(_read_json(self.path / "run.json"), f"run {self.name}")
+        return RunInfo.decode(self._read(RUN_FILE), f"run {self.name}")
 
     def result(self) -> RunResult:
         """What came of it.
@@ -114,18 +124,18 @@ class Run:
         Raises:
             NotFoundError: the run has not ended, or not well.
         """
-        if not self.result_file.is_file():
+        if not self.finished:
             raise NotFoundError(
                 f"run {self.name} has not finished; go on with: python -m train resume {self.name}"
             )
-        return RunResult.decode(_read_json(self.result_file), f"run {self.name}")
+        return RunResult.decode(self._read(self.result_file.name), f"run {self.name}")
 
     def evaluation(self, split: SplitName) -> Evaluation | None:
         """The evaluation of a split, if there is one."""
         file = self.evaluation_file(split)
-        if not file.is_file():
+        if not self.folder.has(file.name):
             return None
-        return Evaluation.decode(_read_json(file), str(file))
+        return Evaluation.decode(self._read(file.name), str(file))
 
     def dataset(self, store: Store) -> Dataset:
         """The data set that the run was trained on.
@@ -144,29 +154,61 @@ class Run:
 
     def write_config(self, config: TrainConfig) -> None:
         """Replace the effective configuration."""
-        write_json_atomic(self.path / "config.json", config.model_dump(mode="json"))
+        self.folder.write_json("config.json", config.model_dump(mode="json"))
 
     def write_info(self, info: RunInfo) -> None:
         """Replace ``run.json``."""
-        write_json_atomic(self.path / "run.json", info.model_dump(mode="json"))
+        self.folder.write_json(RUN_FILE, info.model_dump(mode="json"))
 
     def write_result(self, result: RunResult) -> None:
         """Write ``result.json``, which makes the run a finished one."""
-        write_json_atomic(self.result_file, result.model_dump(mode="json"))
+        self.folder.write_json(self.result_file.name, result.model_dump(mode="json"))
 
     def write_evaluation(self, evaluation: Evaluation, split: SplitName) -> None:
         """Write the evaluation of a split."""
-        write_json_atomic(self.evaluation_file(split), evaluation.model_dump(mode="json"))
+        self.folder.write_json(self.evaluation_file(split).name, evaluation.model_dump(mode="json"))
 
     def write_logits(self, logits: npt.NDArray[np.float32], split: SplitName) -> None:
         """Keep the logits of a split, from which evaluation and report are made."""
-        draft = self.logits_file(split).with_suffix(".draft")
+        file = self.logits_file(split)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".draft")
         safetensors.numpy.save_file({"logits": logits}, draft)
-        draft.replace(self.logits_file(split))
+        draft.replace(file)
+        self.folder.push(file.name)
 
     def logits(self, split: SplitName) -> npt.NDArray[np.float32]:
         """Logits ``[rows, classes]`` of a split."""
-        return safetensors.numpy.load_file(self.logits_file(split))["logits"]
+        return safetensors.numpy.load_file(self.folder.pull(self.logits_file(split).name))["logits"]
+
+    def write_weights(self, net: nn.Module) -> None:
+        """Keep a network's weights."""
+        self.weights_file.parent.mkdir(parents=True, exist_ok=True)
+        save_state_dict(net, self.weights_file)
+        self.folder.push(self.weights_file.name)
+
+    def load_weights(self, net: nn.Module) -> None:
+        """Load the run's weights into a network.
+
+        Raises:
+            CheckpointError: they are missing or damaged, or of another network.
+        """
+        with contextlib.suppress(FileNotFoundError):  # Which the next line says better.
+            self.folder.pull(self.weights_file.name)
+        load_state_dict(net, self.weights_file)
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Hold off every other command that would write to the run.
+
+        Raises:
+            DataError: one is at work.
+        """
+        busy = DataError(f"another command is training run {self.name}; wait until it has ended")
+        return locked(self.folder.lock_file, busy)
+
+    def _read(self, name: str) -> dict[str, object]:
+        content = self.folder.read(name)
+        return _decode_json(content, f"run {self.name}: {name}")
 
 
 def create_run(store: Store, config: TrainConfig, dataset: Dataset, name: str | None) -> Run:
@@ -178,19 +220,22 @@ def create_run(store: Store, config: TrainConfig, dataset: Dataset, name: str | 
     stamp = datetime.now(UTC)
     chosen = name or f"{dataset.meta.name}-{stamp:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     check_new_run(store, chosen)
-    run = Run(store.runs / chosen)
+    run = Run(store.folder(f"runs/{chosen}"))
     info = RunInfo(
         name=chosen,
-        created_at=stamp.isoformat(timespec="seconds"),
+        created_at=stamp.isoformat(timespec="milliseconds"),
         dataset=dataset.reference,
         dataset_digest=dataset.meta.digest,
         commit=code_commit(),
         libraries=library_versions(),
         mlflow_run_id=None,
     )
-    with publishing(run.path) as draft:
-        Run(draft).write_config(config)
-        Run(draft).write_info(info)
+    if store.remote is not None:
+        run.folder.forget()  # What is left here of a run that the store no longer has.
+    with drafting(store.runs, chosen) as draft:
+        Run(Folder(draft)).write_config(config)
+        Run(Folder(draft)).write_info(info)
+        run.folder.publish(draft, RUN_FILE)
     return run
 
 
@@ -201,7 +246,7 @@ def check_new_run(store: Store, name: str) -> None:
         UserError: the name cannot be used.
         DataError: a run of that name exists.
     """
-    if (store.runs / check_name("run", name)).exists():
+    if store.folder(f"runs/{check_name('run', name)}").has(RUN_FILE):
         raise DataError(f"run {name!r} exists already; go on with `resume`, or name another")
 
 
@@ -211,27 +256,32 @@ def find_run(store: Store, name: str) -> Run:
     Raises:
         NotFoundError: there is none.
     """
-    if name != "latest" and (store.runs / check_name("run", name) / "run.json").is_file():
-        return Run(store.runs / name)
+    if name != "latest":
+        run = Run(store.folder(f"runs/{check_name('run', name)}"))
+        if run.folder.has(RUN_FILE):
+            return run
     runs = list_runs(store)
     if name == "latest" and runs:
         return runs[-1]
     newest = ", ".join(run.name for run in reversed(runs[-5:])) or "none yet"
-    raise NotFoundError(f"no run {name!r} in {store.runs}; the newest are: {newest}")
+    raise NotFoundError(f"no run {name!r} in {store.address}; the newest are: {newest}")
 
 
 def list_runs(store: Store) -> list[Run]:
     """All runs, the one that was begun first in front."""
-    if not store.runs.is_dir():
-        return []
-    folders = [folder for folder in store.runs.iterdir() if (folder / "run.json").is_file()]
-    visible = [Run(folder) for folder in folders if not folder.name.startswith(".")]
-    return sorted(visible, key=lambda run: (run.info().created_at, run.path.stat().st_ctime))
+    folder = store.folder("runs")
+    names = folder.whole(RUN_FILE)
+    begun = []
+    contents = folder.read_all([f"{name}/{RUN_FILE}" for name in names])
+    for name, content in zip(names, contents, strict=True):
+        info = RunInfo.decode(_decode_json(content, f"run {name}"), f"run {name}")
+        begun.append((info.created_at, name))
+    return [Run(folder.child(name)) for _, name in sorted(begun)]
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _decode_json(content: bytes | None, where: str) -> dict[str, object]:
     try:
-        values: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        values: dict[str, object] = json.loads(content or b"")
+    except ValueError as error:
+        raise DataError(f"{where} cannot be read: {error}") from None
     return values

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import CLASS_NAMES, IMAGE, make_split, write_dataset
 
 from cluster.dataset import (
     META_FILE,
     ChannelStatistics,
     Dataset,
     DatasetMeta,
+    ImageSplit,
     Split,
     SplitName,
     content_digest,
@@ -21,54 +23,22 @@ from cluster.dataset import (
     write_split,
 )
 from cluster.errors import DataError, NotFoundError
-from cluster.images import ImageSpec
-from cluster.store import Store, publishing
-
-IMAGE = ImageSpec(height=3, width=5, channels=3)
-CLASS_NAMES = ("cat", "dog")
+from cluster.store import Store
 
 
-def make_split(rows: int = 20, seed: int = 0) -> Split:
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (rows, *IMAGE.shape), dtype=np.uint8)
-    return Split(images, rng.integers(0, 2, rows).astype(np.int64))
-
-
-def write_dataset(store: Store, name: str = "pets", version: int = 1, seed: int = 0) -> Dataset:
-    splits: dict[SplitName, Split] = {
-        "train": make_split(20, seed),
-        "test": make_split(7, seed + 1),
-    }
-    target = store.datasets / name / str(version)
-    with publishing(target) as draft:
-        infos = {
-            key: write_split(draft, key, split.images, split.labels, 2)
-            for key, split in splits.items()
-        }
-        write_meta(
-            draft,
-            DatasetMeta(
-                name=name,
-                version=version,
-                source="made up",
-                created_at="2026-01-01T00:00:00+00:00",
-                image=IMAGE,
-                class_names=CLASS_NAMES,
-                statistics=ChannelStatistics(mean=(0.5,) * 3, std=(0.2,) * 3),
-                splits=infos,
-                seed=seed,
-                digest=content_digest(IMAGE, CLASS_NAMES, splits),
-            ),
-        )
-    return Dataset.open(target)
+def pixels(dataset: Dataset, name: SplitName = "train") -> Split:
+    split = dataset.split(name)
+    assert isinstance(split, Split)
+    return split
 
 
 def test_round_trip(store: Store) -> None:
     dataset = write_dataset(store)
     for name, expected in (("train", make_split(20, 0)), ("test", make_split(7, 1))):
-        split = dataset.split(name)  # type: ignore[arg-type]
+        split = pixels(dataset, name)  # type: ignore[arg-type]
         np.testing.assert_array_equal(split.images, expected.images)
         np.testing.assert_array_equal(split.labels, expected.labels)
+        np.testing.assert_array_equal(split.take(np.array([3, 1])), expected.images[[3, 1]])
         assert split.images.shape == (len(split), *IMAGE.shape)
     assert sum(dataset.meta.splits["train"].class_counts) == 20
     assert dataset.reference == "pets@1"
@@ -86,17 +56,20 @@ def _mapped_file(array: np.ndarray[Any, Any]) -> str:
 
 def test_splits_are_views_of_the_file(store: Store) -> None:
     dataset = write_dataset(store)
-    split = dataset.split("train")
+    split = pixels(dataset)
     file = str(dataset.path / "train.arrow")
     assert _mapped_file(split.images) == file
     assert _mapped_file(split.labels) == file
+    assert _mapped_file(split.take(slice(2, 5))) == file
     assert split.images.flags.c_contiguous
 
 
 def test_splits_are_read_only(store: Store) -> None:
-    split = write_dataset(store).split("train")
+    split = pixels(write_dataset(store))
     with pytest.raises(ValueError, match="read-only"):
         split.images[0] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        split.take(slice(0, 1))[0] = 0
     with pytest.raises(ValueError, match="read-only"):
         split.labels[0] = 0
 
@@ -106,7 +79,10 @@ def test_the_digest_names_the_content_and_nothing_else(store: Store) -> None:
     same = write_dataset(store, "b", 2, seed=0)
     other = write_dataset(store, "a", 2, seed=5)
     assert first.meta.digest == same.meta.digest != other.meta.digest
-    splits: dict[SplitName, Split] = {"train": first.split("train"), "test": first.split("test")}
+    splits: dict[SplitName, ImageSplit] = {
+        "train": first.split("train"),
+        "test": first.split("test"),
+    }
     assert content_digest(IMAGE, CLASS_NAMES, splits) == first.meta.digest
     assert content_digest(IMAGE, ("dog", "cat"), splits) != first.meta.digest
 
@@ -198,6 +174,35 @@ def test_another_schema_version(store: Store) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 9}))
     with pytest.raises(DataError, match=r"schema version 9; .*ingest the source again"):
         Dataset.open(dataset.path)
+
+
+def test_a_data_set_of_the_first_schema_version_still_opens(store: Store) -> None:
+    dataset = write_dataset(store)
+    file = dataset.path / META_FILE
+    values = json.loads(file.read_text())
+    for name in ("storage", "normalization", "parent", "parent_digest"):
+        del values[name]
+    for split in values["splits"].values():
+        (shard,) = split.pop("shards")
+        split |= {"file": shard["file"], "sha256": shard["sha256"]}
+    file.write_text(json.dumps({**values, "schema_version": 1}))
+    old = Dataset.open(dataset.path)
+    assert old.meta.normalization == old.meta.statistics == dataset.meta.statistics
+    assert old.meta.storage == "pixels"
+    assert old.meta.parent is None
+    assert old.meta.digest == dataset.meta.digest
+    np.testing.assert_array_equal(pixels(old).images, pixels(dataset).images)
+    old.verify()
+
+
+def test_a_normalization_of_its_own(store: Store) -> None:
+    dataset = write_dataset(store)
+    values = dataset.meta.model_dump(mode="json")
+    parents = ChannelStatistics(mean=(0.1,) * 3, std=(0.3,) * 3)
+    values |= {"normalization": parents.model_dump(mode="json"), "parent": "pets@1"}
+    write_meta(dataset.path, DatasetMeta.decode(values, "test"))
+    assert Dataset.open(dataset.path).meta.normalization == parents
+    assert Dataset.open(dataset.path).meta.statistics == dataset.meta.statistics
 
 
 def test_a_folder_that_is_no_data_set(tmp_path: Path) -> None:

@@ -2,7 +2,16 @@
 
 import pytest
 
-from cluster.resources import Holder, Resources, actor_name, job_name, merged, shortage
+from cluster.resources import (
+    Holder,
+    Node,
+    Resources,
+    actor_name,
+    job_name,
+    merged,
+    room_for,
+    shortage,
+)
 
 RUN = Holder("run digits-3", "placement group", 2, 0)
 APPLICATION = Holder("Serve application digits, deployment Model", "actor", 0.5, 1)
@@ -31,8 +40,13 @@ def test_covers() -> None:
     assert not Resources(8, 0).covers(Resources(1, 1))
 
 
+def node(free: Resources, total: Resources, address: str = "10.0.0.1") -> Node:
+    return Node(address, total, free)
+
+
 def test_what_exists_and_is_held() -> None:
-    line = shortage("fit with 2 workers", Resources(2), Resources(0), Resources(2), [RUN])
+    only = node(Resources(0), Resources(2))
+    line = shortage("fit with 2 workers", Resources(1), 2, [only], [RUN])
     assert line == (
         "fit with 2 workers needs 2 CPUs; 0 CPUs of 2 CPUs free; held by run digits-3 (2 CPUs); "
         "wait, stop one of them, or ask for less"
@@ -40,7 +54,7 @@ def test_what_exists_and_is_held() -> None:
 
 
 def test_what_does_not_exist() -> None:
-    line = shortage("fit", Resources(64), Resources(1), Resources(2), [])
+    line = shortage("fit", Resources(64), 1, [node(Resources(1), Resources(2))], [])
     assert line == (
         "fit needs 64 CPUs; this cluster has 2 CPUs in all, 1 CPU free; "
         "ask for less, or add machines"
@@ -48,15 +62,35 @@ def test_what_does_not_exist() -> None:
 
 
 def test_gpus_that_are_not_there_are_named() -> None:
-    line = shortage("fit", Resources(1, 2), Resources(2), Resources(2), [])
+    line = shortage("fit", Resources(1, 2), 1, [node(Resources(2), Resources(2))], [])
     assert "needs 1 CPU and 2 GPUs; this cluster has 2 CPUs and 0 GPUs in all" in line
 
 
 def test_many_holders_are_counted() -> None:
     holders = [Holder(f"run {number}", "actor", 1, 0) for number in range(6)]
-    line = shortage("fit", Resources(7), Resources(0), Resources(8), holders)
+    line = shortage("fit", Resources(7), 1, [node(Resources(0), Resources(8))], holders)
     assert "run 3 (1 CPU) and 2 more" in line
     assert "run 4" not in line
+
+
+def test_no_piece_is_split_over_two_machines() -> None:
+    assert room_for(Resources(2), [Resources(3), Resources(3), Resources(1)]) == 2
+    assert room_for(Resources(1, 1), [Resources(8, 0), Resources(1, 2)]) == 1
+    assert room_for(Resources(0, 1), [Resources(0, 2)]) == 2
+    assert room_for(Resources(1), [Resources(0.99999)]) == 1, "Ray counts in units of 1/10,000"
+
+
+def test_enough_in_all_but_not_on_any_machine() -> None:
+    small = [node(Resources(1), Resources(2), "a"), node(Resources(2), Resources(2), "b")]
+    assert shortage("fit", Resources(3), 1, small, []) == (
+        "fit needs 3 CPUs on one machine; there are 2 CPUs on a, 2 CPUs on b; "
+        "ask for less, or add machines"
+    )
+    held = [node(Resources(1), Resources(2), "a"), node(Resources(3), Resources(4), "b")]
+    assert shortage("fit with 2 workers", Resources(2), 2, held, [RUN]) == (
+        "fit with 2 workers needs 2 times 2 CPUs, each on one machine; free are 3 CPUs on b, "
+        "1 CPU on a; held by run digits-3 (2 CPUs); wait, stop one of them, or ask for less"
+    )
 
 
 def test_replicas_are_added_up_and_the_largest_is_first() -> None:

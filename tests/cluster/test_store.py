@@ -1,14 +1,24 @@
 """Nothing half-written is ever visible in the store."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from harness import ROOT
 
 from cluster.errors import ConfigError, UserError
 from cluster.settings import Settings
-from cluster.store import Store, check_name, publishing, write_json_atomic, write_text_atomic
+from cluster.store import (
+    Store,
+    check_name,
+    locked,
+    publishing,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -34,31 +44,6 @@ def test_nothing_appears_after_an_exception(tmp_path: Path, error: type[BaseExce
     with pytest.raises(error):
         write()
     assert names(tmp_path) == set()
-
-
-def test_a_failed_replacement_leaves_the_old_one(tmp_path: Path) -> None:
-    target = tmp_path / "version"
-    with publishing(target) as draft:
-        (draft / "a").write_text("old")
-
-    def replace() -> None:
-        with publishing(target, replace=True) as draft:
-            (draft / "a").write_text("new")
-            raise ValueError("stop")
-
-    with pytest.raises(ValueError, match="stop"):
-        replace()
-    assert (target / "a").read_text() == "old"
-    assert names(tmp_path) == {"version"}
-
-
-def test_replacing(tmp_path: Path) -> None:
-    target = tmp_path / "version"
-    for text in ("old", "new"):
-        with publishing(target, replace=True) as draft:
-            (draft / text).write_text(text)
-    assert names(target) == {"new"}
-    assert names(tmp_path) == {"version"}
 
 
 def test_an_existing_target_is_not_touched(tmp_path: Path) -> None:
@@ -142,7 +127,7 @@ def test_names_that_are_refused(name: str) -> None:
 
 
 def test_making_a_store_touches_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
+    store = Store.open(f"{tmp_path}/store")
     assert store.runs == tmp_path / "store" / "runs"
     assert names(tmp_path) == set()
     store.ensure_writable()
@@ -176,7 +161,37 @@ def test_settings_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.from_env().store == Path(os.environ["HOME"]) / ".local/share/raybridge"
 
 
-def test_an_object_store_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYBRIDGE_STORE", "s3://bucket/raybridge")
-    with pytest.raises(ConfigError, match="s3://bucket/raybridge: only a folder"):
-        Settings.from_env()
+def test_a_file_uri_is_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAYBRIDGE_STORE", (tmp_path / "a b").as_uri())
+    settings = Settings.from_env()
+    assert (settings.store, settings.remote) == (tmp_path / "a b", None)
+
+
+LOCK = """
+import sys, time
+from pathlib import Path
+from cluster.errors import UserError
+from cluster.store import locked
+with locked(Path(sys.argv[1]), UserError("somebody is inside")):
+    print("inside", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / ".lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", LOCK, str(file)], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"inside\n"
+        with pytest.raises(UserError, match="busy"), locked(file, UserError("busy")):
+            pass
+        later = threading.Timer(0.5, holder.kill)
+        later.start()
+        with locked(file):  # Waits; the lock of who is killed is free.
+            assert holder.wait() != 0
+    finally:
+        holder.kill()
+        holder.communicate()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from bundles import write_bundle
 
+from cluster.bundle import Bundle
 from cluster.errors import BundleError, NotFoundError, RaybridgeError, UserError
 from cluster.settings import Settings
 from cluster.store import Store
@@ -99,7 +100,7 @@ def test_a_bundle_is_fetched_once_and_verified(
     shutil.rmtree(bundle.path)
     fetched = tracking.fetch_bundle(version)
     assert fetched.digest == bundle.digest
-    assert fetched.path == Store(module_settings.store).bundle_cache / bundle.digest
+    assert fetched.path == Store(module_settings.store).bundles / bundle.digest
     changed_at = fetched.path.stat().st_mtime_ns
     assert tracking.fetch_bundle(version).path.stat().st_mtime_ns == changed_at
 
@@ -110,7 +111,7 @@ def test_versions_of_one_run_keep_their_own_files(
     log = tracking.start_run("twice", {}, {})
     bundles = [write_bundle(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
     versions = [tracking.register("twice", bundle, run_id=log.run_id) for bundle in bundles]
-    shutil.rmtree(Store(module_settings.store).bundle_cache, ignore_errors=True)
+    shutil.rmtree(Store(module_settings.store).bundles, ignore_errors=True)
     assert [tracking.fetch_bundle(version).digest for version in versions] == [
         bundle.digest for bundle in bundles
     ]
@@ -122,25 +123,30 @@ def test_an_alias_that_mlflow_keeps_for_itself(tracking: Tracking, tmp_path: Pat
         tracking.register("reserved", bundle, run_id=None, aliases=("latest",))
 
 
-def test_a_cached_bundle_that_was_tampered_with(tracking: Tracking, tmp_path: Path) -> None:
+def test_a_copy_that_was_changed_is_fetched_again(tracking: Tracking, tmp_path: Path) -> None:
     version = tracking.register("spoiled", write_bundle(tmp_path / "a", seed=4), run_id=None)
     fetched = tracking.fetch_bundle(version)
     (fetched.path / "model.onnx").write_bytes(b"other")
-    with pytest.raises(BundleError, match="was changed"):
-        tracking.fetch_bundle(version)
+    assert Bundle.open(tracking.fetch_bundle(version).path).digest == version.digest
+    shutil.rmtree(fetched.path)
+    shutil.copytree(write_bundle(tmp_path / "b", seed=6).path, fetched.path)
+    assert Bundle.open(tracking.fetch_bundle(version).path).digest == version.digest
 
 
-def test_a_bundle_swapped_in_the_registry(
+def test_a_bundle_that_was_changed_in_the_registry(
     tracking: Tracking, module_settings: Settings, tmp_path: Path
 ) -> None:
     version = tracking.register("swapped", write_bundle(tmp_path / "a", seed=5), run_id=None)
-    other = write_bundle(tmp_path / "b", seed=6)
-    cache = Store(module_settings.store).bundle_cache / version.digest
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(other.path, cache)
+    (kept,) = module_settings.store.glob(f"mlartifacts/**/bundle-{version.digest[:16]}")
+    (kept / "model.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match="was changed"):
+        tracking.fetch_bundle(version)
+    shutil.rmtree(kept)
+    shutil.copytree(write_bundle(tmp_path / "b", seed=6).path, kept)
     with pytest.raises(RaybridgeError, match="not the one that was registered"):
         tracking.fetch_bundle(version)
-    assert tracking.fetch_bundle(version).digest == version.digest, "the next try fetches it anew"
+    bundles = Store(module_settings.store).folder("bundles")
+    assert version.digest not in bundles.folders()
 
 
 def test_runs(tracking: Tracking, tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def address(
 
 @pytest.fixture(scope="module")
 def test_split(digits_dataset: Dataset) -> Split:
-    return digits_dataset.split("test")
+    split = digits_dataset.split("test")
+    return Split(split.take(slice(None)), split.labels)
 
 
 def test_tritonclient_gets_pytorchs_answers(

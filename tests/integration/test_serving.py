@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -368,14 +369,16 @@ def test_new_settings_replace_the_replicas_and_lose_nothing(
 def test_a_tampered_bundle_is_refused_and_the_old_one_goes_on(
     served: Served, ray_session: Settings, run_cli: RunCli, client: Client
 ) -> None:
-    cached = Store(ray_session.store).bundle_cache / served.bundles[1].digest / MODEL_FILE
+    digest = served.bundles[1].digest
+    shutil.rmtree(Store(ray_session.store).bundles / digest)
+    (kept,) = ray_session.store.glob(f"mlartifacts/**/bundle-{digest[:16]}/{MODEL_FILE}")
     before = client.classify(MODEL, _png(PIXELS)).version
-    whole = cached.read_bytes()
-    cached.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
         done = run_cli("serve", "deploy", f"{MODEL}:1", env=ray_session.environment())
     finally:
-        cached.write_bytes(whole)
+        kept.write_bytes(whole)
     assert done.exit_code == 2
     assert "was changed since the bundle was made" in done.stderr
     assert client.classify(MODEL, _png(PIXELS)).version == before

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from digits import RegisteredModel
 from harness import ROOT, CliResult, NeedPackage, RunCli
+from photos import make_photos, write_photos
 
 from cluster.dataset import Dataset
 from cluster.events import Event, read_events
@@ -21,7 +21,8 @@ from cluster.runtime import open_session
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
-from train.data.sources import DEBIAN_FASHION_MNIST
+from train.data.sampling import epoch_order
+from train.data.sources.named import DEBIAN_FASHION_MNIST
 from train.export import load_classifier
 from train.fit import FitOutcome
 from train.loop import predict_shard
@@ -85,7 +86,7 @@ def test_the_bundle_gives_pytorchs_answers(
     expected = predict_shard(load_classifier(digits_fit.run, dataset), test, torch.device("cpu"))
     session = open_session(digits_bundle.bundle)
     for batch in (1, 2, 3, 64, 359):
-        got = session.run(test.images[:batch])
+        got = session.run(test.take(slice(batch)))
         assert np.abs(got - expected[:batch]).max() < 1e-4
 
 
@@ -156,6 +157,26 @@ def test_an_interrupted_fit_says_how_to_go_on(
     assert record.status == "KILLED"
 
 
+def test_one_workers_damaged_image_is_the_end_of_all_with_one_line(
+    ray_session: Settings, run_cli: RunCli
+) -> None:
+    # Worker 1 meets it, in the second of four steps, while worker 0 waits to add gradients up.
+    labels = make_photos(64)[1]
+    row = int(epoch_order(labels, "shuffle", seed=0, epoch=0)[16 + 1])
+    folder = Store(ray_session.store).datasets / "photos" / "1"
+    write_photos(folder, {"train": 64, "val": 12, "test": 12}, train_replaced={row: b"no image"})
+    done = run_cli(
+        *("train", "fit", "digits", "--data", "photos", "--workers", "2", "--name", "damaged"),
+        *("--set", "batch_size=16", "--set", "epochs=2"),
+        env=ray_session.environment(),
+    )
+    assert done.exit_code == 2, done.stderr
+    assert re.search(rf"{folder}/train-\d+\.arrow: row \d+: not an image; allowed", done.stderr)
+    assert "Traceback" not in done.stderr
+    (record,) = [row for row in Tracking(ray_session).runs() if row.name == "damaged"]
+    assert record.status == "FAILED"
+
+
 def test_fashion_mnist_from_debians_files(
     ray_session: Settings, run_cli: RunCli, need_debian_package: NeedPackage
 ) -> None:
@@ -200,11 +221,11 @@ def finish(process: "subprocess.Popen[str]") -> CliResult:
 
 def wait_for_run(settings: Settings, name: str, timeout_s: float = 60) -> Run:
     deadline = time.monotonic() + timeout_s
-    path: Path = Store(settings.store).runs / name
-    while not (path / "run.json").is_file():
+    run = Run(Store(settings.store).folder(f"runs/{name}"))
+    while not run.folder.has("run.json"):
         assert time.monotonic() < deadline, f"no run {name}"
         time.sleep(0.1)
-    return Run(path)
+    return run
 
 
 def wait_for_event(

@@ -86,7 +86,7 @@ def predictor(bundles: list[Bundle], store: Store, meter: Meter) -> Iterator[Pre
 
 @pytest.fixture
 def app(predictor: Predictor, meter: Meter) -> ModelApp:
-    return ModelApp(predictor, CONFIG, meter)
+    return ModelApp(predictor, CONFIG, meter, "one")
 
 
 def _png(pixels: Any = PIXELS) -> bytes:

@@ -81,6 +81,57 @@ def test_a_batch_is_never_larger_than_allowed() -> None:
     assert answers[-1].ravel().tolist() == [20, 22, 24, 26, 28, 30, 32]
 
 
+def test_a_huge_request_lets_others_through_between_its_slices() -> None:
+    gate = Gate()
+    small_is_answered = threading.Event()
+
+    def run(images: Images) -> Logits:
+        assert images[0, 0] != 2 or small_is_answered.wait(10)
+        return gate(images)
+
+    async def main() -> tuple[Logits, Logits]:
+        batcher = _batcher(run, max_batch_size=2)
+        huge = batcher.submit(_rows(*range(101)), 101)
+        await _started(gate)
+        small = batcher.submit(_rows(200), 1)
+        gate.go.set()
+        answer = await small
+        small_is_answered.set()
+        batcher.close()
+        return await huge, answer
+
+    huge, small = _run(main)
+    assert gate.batches[:3] == [[0, 1], [200], [2, 3]]
+    assert huge.ravel().tolist() == [2 * value for value in range(101)]
+    assert small.tolist() == [[400]]
+
+
+def test_a_huge_request_that_fails_or_is_cancelled_is_not_gone_on_with() -> None:
+    gate = Gate()
+    gate.go.set()
+
+    def run(images: Images) -> Logits:
+        if images[0, 0] == 4:
+            raise RuntimeError("engine")
+        return gate(images)
+
+    async def main() -> None:
+        batcher = _batcher(run, max_batch_size=2)
+        with pytest.raises(RuntimeError, match="engine"):
+            await batcher.submit(_rows(*range(9)), 9)
+        assert gate.batches == [[0, 1], [2, 3]]
+        gate.go.clear()
+        gate.started.clear()
+        cancelled = batcher.submit(_rows(*range(10, 19)), 9)
+        await _started(gate)
+        cancelled.cancel()
+        gate.go.set()
+        await batcher.submit(_rows(30), 1)
+        assert gate.batches[2:] == [[10, 11], [30]]
+
+    _run(main)
+
+
 def test_a_lone_request_waits_only_if_told_to() -> None:
     gate = Gate()
     gate.go.set()

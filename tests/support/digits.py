@@ -11,7 +11,7 @@ from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
 from train.data.ingest import ingest
-from train.data.sources import read_source
+from train.data.sources.recognize import read_source
 from train.export import export_run
 from train.fit import FitOutcome, fit, prepare
 from train.recipes import get_recipe

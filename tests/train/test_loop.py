@@ -9,6 +9,7 @@ import torch
 from cluster.dataset import Dataset
 from cluster.errors import CheckpointError, TrainingError
 from cluster.events import NullSink
+from cluster.store import Folder
 from train.checkpoint import (
     Checkpoint,
     CheckpointWriter,
@@ -57,7 +58,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def train(config: TrainConfig, dataset: Dataset, folder: Path) -> Trainer:
+def train(config: TrainConfig, dataset: Dataset, folder: Folder) -> Trainer:
     trainer = Trainer(config, dataset, Alone(), CPU, folder, NullSink())
     trainer.run()
     return trainer
@@ -73,8 +74,8 @@ def test_stopping_in_the_middle_of_an_epoch_changes_no_bit(
         optim={"name": optim, "lr": 0.01},
         checkpoint={"every_s": 1e-9, "keep": 3},
     )
-    whole = train(config, digits_dataset, tmp_path / "whole")
-    folder = tmp_path / "cut"
+    whole = train(config, digits_dataset, Folder(tmp_path / "whole"))
+    folder = Folder(tmp_path / "cut")
     for stop_at in (5, 30):
         cut = Stopper(config, digits_dataset, Alone(), CPU, folder, NullSink())
         cut.stop_at = stop_at
@@ -88,9 +89,9 @@ def test_stopping_in_the_middle_of_an_epoch_changes_no_bit(
 
 
 def test_another_seed_gives_other_weights(digits_dataset: Dataset, tmp_path: Path) -> None:
-    first = train(short(epochs=1, seed=1), digits_dataset, tmp_path / "1")
-    again = train(short(epochs=1, seed=1), digits_dataset, tmp_path / "2")
-    other = train(short(epochs=1, seed=2), digits_dataset, tmp_path / "3")
+    first = train(short(epochs=1, seed=1), digits_dataset, Folder(tmp_path / "1"))
+    again = train(short(epochs=1, seed=1), digits_dataset, Folder(tmp_path / "2"))
+    other = train(short(epochs=1, seed=2), digits_dataset, Folder(tmp_path / "3"))
     digests = [weights_sha256(trainer.classifier.net) for trainer in (first, again, other)]
     assert digests[0] == digests[1] != digests[2]
 
@@ -98,7 +99,7 @@ def test_another_seed_gives_other_weights(digits_dataset: Dataset, tmp_path: Pat
 def test_it_learns_and_tells(digits_dataset: Dataset, tmp_path: Path) -> None:
     recorder = Recorder()
     config = short(epochs=12, augment={"flip": False})
-    trainer = Trainer(config, digits_dataset, Alone(), CPU, tmp_path, recorder)
+    trainer = Trainer(config, digits_dataset, Alone(), CPU, Folder(tmp_path), recorder)
     progress = trainer.run()
     assert progress.step == 12 * (1259 // 64)
     kinds = [kind for kind, _ in recorder.events]
@@ -119,14 +120,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
 ) -> None:
     wild = short(optim={"name": "sgd", "lr": 1e9}, schedule={"name": "constant", "warmup": 0.0})
     with pytest.raises(TrainingError, match=r"not finite after epoch 1; optim.lr=1e\+09"):
-        train(wild, digits_dataset, tmp_path)
-    assert list_checkpoints(tmp_path) == []
+        train(wild, digits_dataset, Folder(tmp_path))
+    assert list_checkpoints(Folder(tmp_path)) == []
 
 
 def test_a_checkpoint_of_another_model_is_refused(digits_dataset: Dataset, tmp_path: Path) -> None:
-    train(short(epochs=1), digits_dataset, tmp_path)
+    train(short(epochs=1), digits_dataset, Folder(tmp_path))
     with pytest.raises(CheckpointError, match=r"has no tensor stem.weight; it is of another model"):
-        train(short(epochs=2, model={"name": "resnet"}), digits_dataset, tmp_path)
+        train(short(epochs=2, model={"name": "resnet"}), digits_dataset, Folder(tmp_path))
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -134,9 +135,11 @@ def checkpoint(step: int) -> Checkpoint:
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
     for step in range(5):
-        save_checkpoint(tmp_path, checkpoint(step), keep=2)
-    assert [load_checkpoint(path).step for path in list_checkpoints(tmp_path)] == [3, 4]
+        save_checkpoint(folder, checkpoint(step), keep=2)
+    assert list_checkpoints(folder) == ["step-00000003.pt", "step-00000004.pt"]
+    assert load_checkpoint(tmp_path / "step-00000003.pt").step == 3
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint"])
@@ -144,22 +147,22 @@ def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2):
-        save_checkpoint(tmp_path, checkpoint(step), keep=9)
-    list_checkpoints(tmp_path)[-1].write_bytes(damage)
-    found = latest_checkpoint(tmp_path)
+        save_checkpoint(Folder(tmp_path), checkpoint(step), keep=9)
+    (tmp_path / "step-00000002.pt").write_bytes(damage)
+    found = latest_checkpoint(Folder(tmp_path))
     assert found is not None
     assert found.step == 1
     assert "going back to the one before" in caplog.text
 
 
 def test_the_writer_writes_the_newest_and_counts_failures(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path / "good", keep=1)
+    writer = CheckpointWriter(Folder(tmp_path / "good"), keep=1)
     for step in range(20):
         writer.submit(checkpoint(step))
     writer.close()
-    assert [load_checkpoint(path).step for path in list_checkpoints(tmp_path / "good")] == [19]
+    assert list_checkpoints(Folder(tmp_path / "good")) == ["step-00000019.pt"]
     (tmp_path / "file").touch()
-    failing = CheckpointWriter(tmp_path / "file" / "below", keep=1)
+    failing = CheckpointWriter(Folder(tmp_path / "file" / "below"), keep=1)
     failing.submit(checkpoint(1))
     failing.close()
     assert failing.failures == 1

@@ -1,18 +1,24 @@
-"""Augmentation of uint8 batches, vectorised and different for each image.
+"""Augmentation: of uint8 batches, vectorised, and of single images while they are decoded.
 
 What happens to an image is a function of (seed, epoch, sample) alone: not of the batch it falls
 into, the worker that trains on it, or what was drawn before. So a resumed run, or one on another
 number of workers, sees the same images.
 """
 
+import functools
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cluster.images import Box, Crop
 from train.config import AugmentConfig
 
-_FLIP, _SHIFT_Y, _SHIFT_X = range(3)
+_FLIP, _SHIFT_Y, _SHIFT_X, _CROP = range(4)
+CROP_ATTEMPTS = 10
+MAX_ASPECT = 4 / 3
 
 
 def uniform(
@@ -41,7 +47,7 @@ def augment(
     seed: int,
     epoch: int,
 ) -> Tensor:
-    """Augment a batch.
+    """Augment a batch, except for its crops, which :func:`random_crops` draws.
 
     Args:
         config: what to do.
@@ -63,6 +69,51 @@ def augment(
             _offsets(config.translate, uniform(seed, epoch, samples, _SHIFT_X)),
         )
     return images
+
+
+def random_crops(
+    scale: float, samples: npt.NDArray[np.int64], *, seed: int, epoch: int
+) -> list[Crop]:
+    """A random crop for each sample.
+
+    Args:
+        scale: smallest share of an image's area.
+        samples: int64 ``[n]``, rows of the training split.
+        seed: of the run.
+        epoch: from 0.
+    """
+    streams = range(_CROP, _CROP + 2 * CROP_ATTEMPTS + 2)
+    draws = np.stack([uniform(seed, epoch, samples, stream) for stream in streams], 1)
+    return [functools.partial(crop_box, scale, own) for own in draws]
+
+
+def crop_box(scale: float, draws: npt.NDArray[np.float64], width: int, height: int) -> Box:
+    """Choose a part of an image as torchvision's ``RandomResizedCrop`` does.
+
+    Its area is uniform in [scale, 1] of the image's, the logarithm of its aspect ratio uniform
+    between those of 3/4 and 4/3, and its place uniform; if ten draws give none that fits, it is
+    the largest middle part of an allowed aspect ratio.
+
+    Args:
+        scale: smallest share of the image's area.
+        draws: ``[2 * CROP_ATTEMPTS + 2]``, uniform in [0, 1): two for the place, then an area and
+            an aspect ratio for each attempt.
+        width: of the image.
+        height: of the image.
+    """
+    place_x, place_y, *attempts = draws.tolist()
+    for area, aspect in zip(attempts[::2], attempts[1::2], strict=True):
+        target = width * height * (scale + area * (1 - scale))
+        ratio = MAX_ASPECT ** (2 * aspect - 1)
+        across, down = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            left = math.floor(place_x * (width - across + 1))
+            top = math.floor(place_y * (height - down + 1))
+            return left, top, left + across, top + down
+    across = min(width, max(1, round(height * MAX_ASPECT)))
+    down = min(height, max(1, round(width * MAX_ASPECT)))
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
 
 
 def _offsets(limit: int, draws: npt.NDArray[np.float64]) -> Tensor:

@@ -1,196 +1,247 @@
-"""Source to data set: split, count, digest, write, and draw one picture of it."""
+"""Source to data set: decide, decode, write, check, and make it visible at once."""
 
-from collections.abc import Callable, Mapping
+import errno
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
 
 from cluster.dataset import (
+    SPLITS,
     ChannelStatistics,
     Dataset,
     DatasetMeta,
-    Split,
     SplitInfo,
     SplitName,
+    Storage,
     content_digest,
+    dataset_meta,
     dataset_versions,
+    open_split,
+    publish_dataset,
     write_meta,
-    write_split,
 )
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError, NotFoundError
 from cluster.images import ImageSpec
-from cluster.store import Store, check_name, publishing
-from train.data.sources import Source
+from cluster.store import Store, check_name, drafting
+from train.data.contact_sheet import CONTACT_SHEET, write_contact_sheet
+from train.data.duplicates import check_data, write_checks
+from train.data.fingerprints import write_fingerprints
+from train.data.gathering import Gathered, Gatherer, Gathering
+from train.data.options import IngestOptions, Silent, Watcher
+from train.data.sizing import choose_spec, choose_storage
+from train.data.sources.source import Part, Source, check_source, shorten
+from train.data.splitting import assign_splits, check_classes
+from train.data.statistics import channel_statistics, normalization, pooled
+from train.data.workers import Workers
+from train.data.writing import write_gathered
 
-CONTACT_SHEET = "contact-sheet.png"
+_ROOM_TO_SPARE = 64 * 2**20
 
 
 def ingest(
     store: Store,
     source: Source,
     name: str,
+    options: IngestOptions | None = None,
     *,
-    val_fraction: float = 0.1,
-    test_fraction: float | None = None,
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
+    watcher: Watcher | None = None,
 ) -> Dataset:
     """Write ``source`` as the next version of data set ``name``.
 
-    Splits are stratified and depend on ``seed`` and the source's order alone. If the newest
-    version has the same content already, that version is returned and nothing is written.
+    Splits depend on the seed and the source's order alone. If the newest version has the same
+    content already, that version is returned and nothing is written. Two at once write two
+    versions.
+
+    Every image is decoded once, on all cores. Memory holds some 50 bytes an image, and the chunks
+    that are being decoded. Where that takes more than a second it is done by spawned processes, so
+    a program that calls this needs ``if __name__ == "__main__"``.
 
     Args:
         store: where data sets live.
         source: what to write.
         name: the data set's name.
-        val_fraction: share of the training images that becomes the validation split.
-        test_fraction: share that becomes the test split; only for a source without one of its own
-            (0.2 if not given).
-        seed: of the splits.
-        progress: told what is being done.
+        options: see :class:`IngestOptions`.
+        watcher: told what is being done.
 
     Raises:
-        DataError: fractions that leave a split without a class, or a source with one class.
+        DataError: images cannot be decoded or differ in size, a class is missing from a split, or
+            the source does not fit the version that it is added to.
+        NotFoundError: there is no version to add to.
+        ConfigError: the disk has no room.
+        OSError: it filled up meanwhile.
     """
+    options, watcher = options or IngestOptions(), watcher or Silent()
     check_name("data set", name)
+    check_source(source)
+    parent = _find_parent(store, name, options)
+    if parent is not None:
+        source = _with_classes_of(source, parent.meta)
+    assignment = assign_splits(source, options.shares, options.seed, whole_classes=parent is None)
+    if parent is None:
+        labels = {
+            split: np.concatenate(
+                [part.labels[assignment[key] == code] for key, part in source.parts.items()]
+            )
+            for code, split in enumerate(SPLITS)
+        }
+        check_classes(source.class_names, labels)
     store.ensure_writable()
-    splits = split_source(source, val_fraction, test_fraction, seed)
-    _check_classes(source, splits)
-    channels, height, width = splits["train"].images.shape[1:]
-    if channels not in (1, 3):
-        raise DataError(f"images of {channels} channels; 1 and 3 are supported")
-    size = {"height": height, "width": width, "channels": channels}
-    spec = ImageSpec.decode(size, f"images of {source.description}")
-    versions = dataset_versions(store, name)
-    version = versions[-1] + 1 if versions else 1
-    target = store.datasets / name / str(version)
-    digest = content_digest(spec, source.class_names, splits)
-    if versions:
-        newest = Dataset.open(store.datasets / name / str(versions[-1]))
-        if newest.meta.digest == digest:
-            progress(f"{newest.reference} holds the same content already")
-            return newest
-    with publishing(target) as draft:
-        infos: dict[SplitName, SplitInfo] = {}
-        for split_name, part in splits.items():
-            progress(f"writing {split_name}: {len(part.labels)} images")
-            infos[split_name] = write_split(
-                draft, split_name, part.images, part.labels, len(source.class_names)
-            )
-        write_contact_sheet(draft / CONTACT_SHEET, splits["train"], source.class_names)
-        write_meta(
-            draft,
-            DatasetMeta(
-                name=name,
-                version=version,
-                source=source.description,
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                image=spec,
-                class_names=source.class_names,
-                statistics=channel_statistics(splits["train"].images),
-                splits=infos,
-                seed=seed,
-                digest=digest,
-            ),
+    with Workers() as workers, drafting(store.datasets, name) as draft:
+        parent_meta = None if parent is None else parent.meta
+        spec = choose_spec(source, options, parent_meta, workers, watcher)
+        storage = choose_storage(options, spec, len(source), parent_meta)
+        gatherer = Gatherer(source, assignment, spec, storage, parent, draft)
+        _check_room(draft, 2 * gatherer.needed_bytes)
+        gathering = gatherer.run(workers, watcher, skip_bad=options.on_bad == "skip")
+        if parent is not None and not any(len(part.rows) for part in gathering.splits.values()):
+            watcher.say(f"{parent.reference} has all of these images already")
+            return parent
+        meta = _write(name, draft, source, gathering, spec, storage, parent, options, watcher)
+        return _publish(store, draft, meta, parent, watcher)
+
+
+def _find_parent(store: Store, name: str, options: IngestOptions) -> Dataset | None:
+    if not options.append:
+        return None
+    if not dataset_versions(store, name):
+        raise NotFoundError(
+            f"--append: there is no data set {name!r} to add to; leave out --append to begin one"
         )
-    return Dataset.open(target)
+    return Dataset.find(store, name)
 
 
-def split_source(
-    source: Source, val_fraction: float, test_fraction: float | None, seed: int
-) -> dict[SplitName, Split]:
-    """Cut a source into train, val and test, each class in the same proportion.
-
-    Raises:
-        DataError: a fraction is out of range, or given for a split that the source brings.
-    """
-    if not 0 < val_fraction < 1:
-        raise DataError(f"--val-fraction {val_fraction}: expected a share between 0 and 1")
-    rng = np.random.default_rng(seed)
-    train = source.parts["train"]
-    if "test" in source.parts:
-        if test_fraction is not None:
-            raise DataError(f"--test-fraction: {source.description} brings a test split of its own")
-        test = source.parts["test"]
-        rest, val = _cut(train, val_fraction, rng)
-        return {"train": rest, "val": val, "test": test}
-    share = 0.2 if test_fraction is None else test_fraction
-    if not 0 < share < 1 or val_fraction + share >= 1:
-        raise DataError(f"--test-fraction {share} with --val-fraction {val_fraction}: over 1")
-    kept, test = _cut(train, share, rng)
-    rest, val = _cut(kept, val_fraction / (1 - share), rng)
-    return {"train": rest, "val": val, "test": test}
+def _with_classes_of(source: Source, parent: DatasetMeta) -> Source:
+    """The source with the labels of the version that it is added to; it may lack classes."""
+    unknown = [name for name in source.class_names if name not in parent.class_names]
+    if unknown:
+        raise DataError(
+            f"--append: {source.description} has class {shorten(unknown)}, which "
+            f"{parent.name}@{parent.version} lacks; its classes are "
+            f"{shorten(parent.class_names, 20)}"
+        )
+    label_of = np.array([parent.class_names.index(name) for name in source.class_names], np.int64)
+    parts = {
+        split: Part(part.pictures, label_of[part.labels]) for split, part in source.parts.items()
+    }
+    return replace(source, class_names=parent.class_names, parts=parts)
 
 
-def channel_statistics(images: npt.NDArray[np.uint8]) -> ChannelStatistics:
-    """Mean and standard deviation of each channel, pixels scaled to [0, 1].
-
-    Args:
-        images: uint8 ``[rows, channels, height, width]``.
-    """
-    # Counting the 256 values is exact and needs no float copy of the images.
-    means, stds = [], []
-    levels = np.arange(256) / 255
-    for channel in range(images.shape[1]):
-        counts = np.bincount(images[:, channel].reshape(-1), minlength=256)
-        mean = float((counts * levels).sum() / counts.sum())
-        variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
-        means.append(mean)
-        stds.append(max(variance**0.5, 1 / 255))
-    return ChannelStatistics(mean=tuple(means), std=tuple(stds))
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + _ROOM_TO_SPARE:
+        raise ConfigError(
+            f"{folder.parent} has {free / 2**30:.1f} GiB free and the data set needs "
+            f"{(needed + _ROOM_TO_SPARE) / 2**30:.1f}; make room, name another folder in "
+            "RAYBRIDGE_STORE, or keep the images as they are with --storage encoded"
+        )
 
 
-def write_contact_sheet(
-    path: Path, part: Split, class_names: tuple[str, ...], columns: int = 12
-) -> None:
-    """Draw the first images of each class, a row a class, as one PNG."""
-    cell = max(48, part.images.shape[-1])
-    margin, left = 4, 160
-    shown = class_names[:40]
-    sheet = Image.new(
-        "RGB", (left + columns * (cell + margin), len(shown) * (cell + margin)), "white"
+def _write(
+    name: str,
+    draft: Path,
+    source: Source,
+    gathering: Gathering,
+    spec: ImageSpec,
+    storage: Storage,
+    parent: Dataset | None,
+    options: IngestOptions,
+    watcher: Watcher,
+) -> DatasetMeta:
+    """Write everything but the version's number into the draft."""
+    names = source.class_names
+    labels = {split: part.labels for split, part in gathering.splits.items()}
+    check_classes(names, labels)
+    infos: dict[SplitName, SplitInfo] = {}
+    for split, part in gathering.splits.items():
+        watcher.say(f"writing {split}: {len(part.labels)} images")
+        owner = source.parts.get(split, source.parts["train"])
+        infos[split] = write_gathered(draft, split, part, owner, parent, len(names))
+    splits = {split: open_split(draft, info, spec, storage) for split, info in infos.items()}
+    statistics = _statistics(gathering.splits["train"], spec, parent)
+    meta = DatasetMeta(
+        name=name,
+        version=0,
+        source=source.description,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        image=spec,
+        class_names=names,
+        statistics=statistics,
+        splits=infos,
+        seed=options.seed,
+        digest=content_digest(spec, names, splits),
+        storage=storage,
+        normalization=normalization(
+            options.normalize, statistics, None if parent is None else parent.meta.normalization
+        ),
+        parent=None if parent is None else parent.reference,
+        parent_digest=None if parent is None else parent.meta.digest,
     )
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(14)
-    for row, name in enumerate(shown):
-        top = row * (cell + margin)
-        draw.text((6, top + cell // 2 - 8), name[:20], fill="black", font=font)
-        for column, index in enumerate(np.flatnonzero(part.labels == row)[:columns]):
-            pixels = part.images[index]
-            hwc = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
-            tile = Image.fromarray(np.ascontiguousarray(hwc)).resize(
-                (cell, cell), Image.Resampling.NEAREST
+    watcher.say("looking for images that are there twice")
+    prints = {split: part.prints for split, part in gathering.splits.items()}
+    checks = check_data(
+        prints,
+        labels,
+        names,
+        _Names(source, gathering, parent),
+        skipped=gathering.bad,
+        already_there=gathering.already_there,
+    )
+    write_checks(draft, checks)
+    write_fingerprints(draft, prints)
+    write_contact_sheet(draft / CONTACT_SHEET, splits["train"], spec, names)
+    for scratch in draft.glob(".*"):
+        scratch.unlink()
+    return meta
+
+
+def _statistics(train: Gathered, spec: ImageSpec, parent: Dataset | None) -> ChannelStatistics:
+    parts = []
+    if len(train.rows):
+        new = channel_statistics(train.sums, train.squares, spec.height * spec.width)
+        parts.append((new, len(train.rows)))
+    if parent is not None:
+        parts.append((parent.meta.statistics, train.old))
+    return pooled(parts)
+
+
+def _publish(
+    store: Store, draft: Path, meta: DatasetMeta, parent: Dataset | None, watcher: Watcher
+) -> Dataset:
+    """Make the draft the next version, unless the newest one is the same already."""
+    while True:
+        versions = dataset_versions(store, meta.name)
+        newest = versions[-1] if versions else 0
+        if versions and dataset_meta(store, meta.name, newest).digest == meta.digest:
+            watcher.say(f"{meta.name}@{newest} holds the same content already")
+            return Dataset.find(store, f"{meta.name}@{newest}")
+        write_meta(draft, meta.model_copy(update={"version": newest + 1}))
+        try:
+            dataset = publish_dataset(store, draft)
+        except OSError as error:
+            # Somebody else's version took the number; a folder that is there is "not empty".
+            if error.errno not in (None, errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            continue
+        if parent is not None and newest != parent.meta.version:
+            watcher.say(
+                f"{meta.name}@{newest} was written meanwhile: {dataset.reference} adds to "
+                f"{parent.reference}, and has none of its images"
             )
-            sheet.paste(tile, (left + column * (cell + margin), top))
-    sheet.save(path)
+        return dataset
 
 
-def _cut(part: Split, share: float, rng: np.random.Generator) -> tuple[Split, Split]:
-    """Take ``share`` of each class out of ``part``; both results keep the source's order."""
-    taken = np.zeros(len(part.labels), bool)
-    for label in np.unique(part.labels):
-        rows = rng.permutation(np.flatnonzero(part.labels == label))
-        taken[rows[: round(len(rows) * share)]] = True
-    kept = Split(part.images[~taken], part.labels[~taken])
-    return kept, Split(part.images[taken], part.labels[taken])
+class _Names:
+    """What a person finds an image of a split by."""
 
+    def __init__(self, source: Source, gathering: Gathering, parent: Dataset | None) -> None:
+        self._source, self._gathering, self._parent = source, gathering, parent
 
-def _check_classes(source: Source, splits: Mapping[SplitName, Split]) -> None:
-    num_classes = len(source.class_names)
-    if num_classes < 2:
-        raise DataError(f"{source.description} has one class; a classifier needs two or more")
-    for name, part in splits.items():
-        counts = np.bincount(part.labels, minlength=num_classes)
-        if len(counts) > num_classes:
-            raise DataError(
-                f"split {name} has label {len(counts) - 1}; there are {num_classes} names"
-            )
-        for label in np.flatnonzero(counts == 0):
-            raise DataError(
-                f"class {source.class_names[label]!r} has no image in split {name}; "
-                "it needs more images or other fractions"
-            )
+    def __call__(self, split: SplitName, row: int) -> str:
+        part = self._gathering.splits[split]
+        if row < part.old and self._parent is not None:
+            return f"{self._parent.reference} row {row}"
+        owner = self._source.parts.get(split, self._source.parts["train"])
+        return owner.pictures.name(int(part.rows[row - part.old]))

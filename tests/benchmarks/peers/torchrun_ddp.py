@@ -42,7 +42,7 @@ def main(folder: Path, epochs: int, batch_size: int) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     split = Dataset.open(folder).split("train")
-    images = torch.tensor(split.images)
+    images = torch.tensor(split.take(slice(None)))
     labels = torch.tensor(split.labels)
     model = nn.parallel.DistributedDataParallel(
         Net(), gradient_as_bucket_view=True, static_graph=True

@@ -1,0 +1,93 @@
+"""What ``gc`` shows and does; see :mod:`cluster.retention`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from cluster.cli import Output
+from cluster.retention import (
+    Outcome,
+    Plan,
+    Policy,
+    Removal,
+    carry_out,
+    find_references,
+    parse_age,
+    plan,
+)
+from cluster.settings import Settings
+from cluster.store import Store
+from cluster.tracking import Tracking
+
+
+def collect_garbage(
+    output: Output, *, keep_runs: int, older_than: str, datasets: bool, yes: bool
+) -> None:
+    """``cluster gc``."""
+    policy = Policy(keep_runs, parse_age(older_than), datasets)
+    settings = Settings.from_env()
+    store = Store.open(settings.address)
+    planned = plan(store, find_references(store, Tracking(settings)), policy)
+    _show(output, planned)
+    outcome = Outcome((), {})
+    if yes:
+        outcome = carry_out(store, planned, output.say)
+        freed = sum(removal.bytes for removal in outcome.removed)
+        output.say(
+            f"removed {len(outcome.removed)} of {len(planned.removals)}, {_mb(freed)} freed"
+            + (f", {len(outcome.failures)} failed" if outcome.failures else "")
+        )
+    elif planned.removals:
+        output.say("nothing was removed; add --yes to do so")
+    output.result(
+        {
+            "store": store.address,
+            "removable": [_as_json(removal) for removal in planned.removals],
+            "removable_bytes": planned.bytes,
+            "unused_datasets": [_as_json(removal) for removal in planned.listed],
+            "kept_runs": planned.kept,
+            "removed": [_as_json(removal) for removal in outcome.removed],
+            "removed_bytes": sum(removal.bytes for removal in outcome.removed),
+            "failures": outcome.failures,
+        }
+    )
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+def _show(output: Output, planned: Plan) -> None:
+    if not planned.removals:
+        output.say(f"nothing to remove; {len(planned.kept)} run(s) stay")
+    else:
+        _table(output, f"May go: {_mb(planned.bytes)}", planned.removals)
+    if planned.listed:
+        _table(output, "Data sets that nothing refers to (--datasets)", planned.listed)
+    if planned.kept:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in planned.kept.items():
+            reasons.setdefault(reason, []).append(name)
+        output.table(
+            "Runs that stay",
+            ("because", "runs", "names"),
+            [
+                (reason, len(names), ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""))
+                for reason, names in reasons.items()
+            ],
+        )
+
+
+def _table(output: Output, title: str, removals: Sequence[Removal]) -> None:
+    rows = [(one.name, one.kind, _mb(one.bytes), one.reason) for one in removals]
+    output.table(title, ("name", "kind", "size", "because"), rows)
+
+
+def _as_json(removal: Removal) -> dict[str, Any]:
+    values = asdict(removal)
+    del values["files"]
+    return values
+
+
+def _mb(amount: int) -> str:
+    return f"{amount / 1e6:,.1f} MB"

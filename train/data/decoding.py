@@ -1,0 +1,154 @@
+"""Decoding chunks of images: what a process does with them, and what it tells about them."""
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.dataset import SPLITS, SplitName
+from cluster.images import (
+    OWN_MAX_BYTES,
+    OWN_MAX_PIXELS,
+    ImageError,
+    ImageHeader,
+    ImageSpec,
+    decode_image,
+    encode_png,
+    fit_pixels,
+    read_header,
+)
+from train.data.fingerprints import fingerprint
+from train.data.scratch import Scratch
+from train.data.sources.source import CHUNK_BYTES, Part, Payload
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """A chunk of one part, and where its images go."""
+
+    payload: Payload
+    spec: ImageSpec
+    codes: npt.NDArray[np.int8]
+    """int8 ``[n]``: each image's split, as an index of SPLITS."""
+    places: npt.NDArray[np.int64]
+    """int64 ``[n]``: its row there. Images of one split follow one another."""
+    pixels: Mapping[SplitName, Scratch]
+    """Empty if images stay encoded."""
+    thumbnails: Mapping[SplitName, Scratch]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What is known of a chunk's images; of a bad one nothing but why."""
+
+    bad: tuple[tuple[int, str], ...]
+    """Row in the chunk, and the reason."""
+    sums: npt.NDArray[np.int64]
+    """int64 ``[n, channels]``: the sum of each image's bytes."""
+    squares: npt.NDArray[np.int64]
+    """Of their squares."""
+    digests: npt.NDArray[np.uint64]
+    hashes: npt.NDArray[np.uint64]
+
+
+def decode_tasks(
+    part: Part,
+    spec: ImageSpec,
+    codes: npt.NDArray[np.int8],
+    places: npt.NDArray[np.int64],
+    pixels: Mapping[SplitName, Scratch],
+    thumbnails: Mapping[SplitName, Scratch],
+) -> Iterator[DecodeTask]:
+    """The tasks of a part, in order. Arguments as in :class:`DecodeTask`, of the whole part."""
+    row = 0
+    most = max(1, CHUNK_BYTES // int(np.prod(spec.shape)))
+    for chunk in part.pictures.chunks():
+        for start in range(0, len(chunk), most):
+            payload = chunk[start : start + most]
+            rows = slice(row, row + len(payload))
+            row = rows.stop
+            yield DecodeTask(payload, spec, codes[rows], places[rows], pixels, thumbnails)
+
+
+def decode_chunk(task: DecodeTask) -> Decoded:
+    """Decode a chunk and write its images where they belong.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    images, bad = _decode(task.payload, task.spec)
+    prints = fingerprint(images)
+    for code in np.unique(task.codes):
+        chosen = task.codes == code
+        first = int(task.places[chosen][0])
+        split = SPLITS[code]
+        if split in task.pixels:
+            task.pixels[split].write(first, images[chosen])
+        task.thumbnails[split].write(first, prints.thumbnails[chosen])
+    flat = images.reshape(*images.shape[:2], -1)
+    return Decoded(
+        bad,
+        flat.sum(2, dtype=np.int64),
+        np.einsum("ncp,ncp->nc", flat, flat, dtype=np.int64),
+        prints.digests,
+        prints.hashes,
+    )
+
+
+def read_headers(payload: Payload) -> list[ImageHeader | str]:
+    """The header of each image of a chunk; of a bad one, why it is bad."""
+    return [_read_header(picture) for picture in payload]
+
+
+def encoded_bytes(picture: bytes | Path | npt.NDArray[np.uint8]) -> bytes:
+    """An image as it is kept encoded: as it was found, or, of pixels, as PNG."""
+    return encode_png(picture) if isinstance(picture, np.ndarray) else _read(picture)
+
+
+def _decode(
+    payload: Payload, spec: ImageSpec
+) -> tuple[npt.NDArray[np.uint8], tuple[tuple[int, str], ...]]:
+    if isinstance(payload, np.ndarray) and payload.shape[1:] == spec.shape:
+        return payload, ()
+    images = np.zeros((len(payload), *spec.shape), np.uint8)
+    bad = []
+    for row, picture in enumerate(payload):
+        try:
+            if isinstance(picture, np.ndarray):
+                images[row] = fit_pixels(picture, spec)
+            else:
+                images[row] = decode_image(
+                    _read(picture), spec, max_bytes=OWN_MAX_BYTES, max_pixels=OWN_MAX_PIXELS
+                )
+        except ImageError as error:
+            bad.append((row, str(error)))
+        except OSError as error:
+            bad.append((row, error.strerror or str(error)))
+    return images, tuple(bad)
+
+
+def _read_header(picture: bytes | Path | npt.NDArray[np.uint8]) -> ImageHeader | str:
+    try:
+        if isinstance(picture, np.ndarray):
+            channels, height, width = picture.shape
+            return ImageHeader(width, height, 1 if channels == 1 else 3)
+        if isinstance(picture, bytes):
+            return read_header(io.BytesIO(picture), max_pixels=OWN_MAX_PIXELS)
+        with picture.open("rb") as file:
+            return read_header(file, max_pixels=OWN_MAX_PIXELS)
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _read(picture: bytes | Path) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    size = picture.stat().st_size
+    if size > OWN_MAX_BYTES:
+        raise ImageError(f"file of {size} bytes; at most {OWN_MAX_BYTES} are allowed", "size")
+    return picture.read_bytes()

@@ -1,0 +1,123 @@
+"""At what size and in how many channels images are kept."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from cluster.dataset import DatasetMeta, Storage
+from cluster.errors import DataError
+from cluster.images import ImageHeader, ImageSpec
+from train.data.decoding import read_headers
+from train.data.options import IngestOptions, Watcher
+from train.data.sources.source import Payload, PixelPictures, Source, shorten
+from train.data.workers import Workers
+
+_PIXELS_LIMIT = 2 * 2**30
+"""Decoded images of more bytes than this stay encoded, unless the user says otherwise."""
+
+
+def choose_spec(
+    source: Source,
+    options: IngestOptions,
+    parent: DatasetMeta | None,
+    workers: Workers,
+    watcher: Watcher,
+) -> ImageSpec:
+    """Decide what images become: by the user, the version that is added to, or the images.
+
+    Raises:
+        DataError: images have several sizes and none was named, or another size, number of
+            channels or way of resizing was named than the version has.
+    """
+    if parent is not None:
+        _check_same(options, parent)
+        return parent.image
+    width, height = options.size or (None, None)
+    channels = options.channels
+    if width is None or channels is None:
+        headers = _survey(source, workers, watcher)
+        if width is None:
+            width, height = _only_size(source, headers)
+        channels = channels or (3 if any(header.channels == 3 for header in headers) else 1)
+    return ImageSpec.decode(
+        {
+            "width": width,
+            "height": height,
+            "channels": channels,
+            "resize": options.resize or "crop",
+        },
+        f"images of {source.description}",
+    )
+
+
+def choose_storage(
+    options: IngestOptions, spec: ImageSpec, rows: int, parent: DatasetMeta | None
+) -> Storage:
+    """``pixels`` or ``encoded``.
+
+    Raises:
+        DataError: another storage was named than that of the version that is added to.
+    """
+    if parent is not None:
+        if options.storage not in ("auto", parent.storage):
+            raise DataError(
+                f"--storage {options.storage}: {parent.name}@{parent.version} keeps "
+                f"{parent.storage}, and so does what is added to it"
+            )
+        return parent.storage
+    if options.storage != "auto":
+        return options.storage
+    channels, height, width = spec.shape
+    return "encoded" if rows * channels * height * width > _PIXELS_LIMIT else "pixels"
+
+
+def _check_same(options: IngestOptions, parent: DatasetMeta) -> None:
+    image = parent.image
+    asked = {
+        "--size": (options.size, (image.width, image.height)),
+        "--channels": (options.channels, image.channels),
+        "--resize": (options.resize, image.resize),
+    }
+    for option, (given, there) in asked.items():
+        if given not in (None, there):
+            raise DataError(
+                f"{option}: {parent.name}@{parent.version} has {_text(there)}, "
+                f"and so has what is added to it; leave out {option}"
+            )
+
+
+def _survey(source: Source, workers: Workers, watcher: Watcher) -> list[ImageHeader]:
+    """The headers of all images that have one, bad ones left out."""
+    found: list[ImageHeader] = []
+    seen = 0
+    for headers in workers.map(read_headers, _payloads(source)):
+        seen += len(headers)
+        found += [header for header in headers if isinstance(header, ImageHeader)]
+        watcher.advance("looking at images", seen, len(source))
+    return found
+
+
+def _payloads(source: Source) -> Iterator[Payload]:
+    for part in source.parts.values():
+        if isinstance(part.pictures, PixelPictures):
+            # One image tells of all.
+            yield part.pictures.images[:1]
+        else:
+            yield from part.pictures.chunks()
+
+
+def _only_size(source: Source, headers: Iterable[ImageHeader]) -> tuple[int, int]:
+    sizes = Counter((header.width, header.height) for header in headers)
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    if not sizes:
+        raise DataError(f"{source.description} holds no image that can be read")
+    listed = [f"{_text(size)} ({count})" for size, count in sizes.most_common()]
+    side = max(1, min(min(size) for size in sizes))
+    raise DataError(
+        f"{source.description} holds images of {len(sizes)} sizes: {shorten(listed)}; "
+        f"choose one for all of them, such as --size {min(side, 4096)}"
+    )
+
+
+def _text(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,264 @@
+"""What ``train ingest`` and ``train data`` do once their arguments are read."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from cluster.cli import Output
+from cluster.dataset import Dataset, dataset_meta, dataset_names, dataset_versions
+from cluster.settings import Settings
+from cluster.store import Store
+from train.data.contact_sheet import CONTACT_SHEET
+from train.data.duplicates import DataChecks, read_checks
+from train.data.ingest import ingest
+from train.data.options import IngestOptions
+from train.data.sources.recognize import read_source
+
+_LINE_EVERY_S = 5.0
+_SHOWN_EXAMPLES = 5
+
+
+def run_ingest(
+    source: str,
+    name: str,
+    options: IngestOptions,
+    output: Output,
+    *,
+    root: Path | None,
+    class_names: tuple[str, ...] | None,
+    image_column: str | None,
+    label_column: str | None,
+) -> None:
+    """``train ingest``."""
+    began = time.monotonic()
+    store = Store.open(Settings.from_env().address)
+    found = read_source(
+        source,
+        root=root,
+        class_names=class_names,
+        image_column=image_column,
+        label_column=label_column,
+        say=output.say,
+    )
+    for note in found.notes:
+        output.say(note)
+    with _IngestView(output) as view:
+        dataset = ingest(store, found, name, options, watcher=view)
+    seconds = time.monotonic() - began
+    output.say(f"{len(found)} images in {seconds:.1f} s, {len(found) / seconds:,.0f} images/s")
+    _show(dataset, output)
+    output.result(
+        {
+            **_result(dataset),
+            "images": len(found),
+            "seconds": round(seconds, 3),
+            "notes": list(found.notes),
+        }
+    )
+
+
+def run_data(reference: str | None, output: Output) -> None:
+    """``train data``."""
+    store = Store.open(Settings.from_env().address)
+    if reference is None:
+        _list(store, output)
+        return
+    dataset = Dataset.find(store, reference)
+    _show(dataset, output)
+    versions = dataset_versions(store, dataset.meta.name)
+    output.result({**_result(dataset), "versions": versions})
+
+
+def _list(store: Store, output: Output) -> None:
+    rows = []
+    for name in sorted(dataset_names(store)):
+        versions = dataset_versions(store, name)
+        if versions:
+            rows.append((dataset_meta(store, name, versions[-1]), len(versions)))
+    if rows:
+        output.table(
+            f"Data sets in {store.address}",
+            ("newest", "versions", "images", "classes", "size", "kept as", "source", "made"),
+            [
+                (
+                    f"{meta.name}@{meta.version}",
+                    count,
+                    sum(info.rows for info in meta.splits.values()),
+                    len(meta.class_names),
+                    f"{meta.image.width}x{meta.image.height}x{meta.image.channels}",
+                    meta.storage,
+                    meta.source,
+                    meta.created_at,
+                )
+                for meta, count in rows
+            ],
+        )
+    else:
+        output.say(
+            f"no data sets in {store.address}; "
+            "make one with: python -m train ingest SOURCE --name NAME"
+        )
+    output.result(
+        {
+            "datasets": [
+                {
+                    "dataset": f"{meta.name}@{meta.version}",
+                    "versions": count,
+                    "images": sum(info.rows for info in meta.splits.values()),
+                    "classes": len(meta.class_names),
+                    "image": list(meta.image.shape),
+                    "storage": meta.storage,
+                    "source": meta.source,
+                    "created_at": meta.created_at,
+                    "digest": meta.digest,
+                }
+                for meta, count in rows
+            ]
+        }
+    )
+
+
+def _show(dataset: Dataset, output: Output) -> None:
+    meta = dataset.meta
+    image = meta.image
+    output.table(
+        f"{dataset.reference}: {image.width}x{image.height}, "
+        f"{'gray' if image.channels == 1 else 'color'}, {len(meta.class_names)} classes, "
+        f"kept as {meta.storage}",
+        ("split", "images", "fewest of a class", "most"),
+        [
+            (
+                split,
+                info.rows,
+                _of_class(meta.class_names, info.class_counts, min(info.class_counts)),
+                _of_class(meta.class_names, info.class_counts, max(info.class_counts)),
+            )
+            for split, info in meta.splits.items()
+        ],
+    )
+    output.say(f"from {meta.source}, {meta.created_at}")
+    if meta.parent is not None:
+        output.say(f"adds to {meta.parent} ({(meta.parent_digest or '')[:16]})")
+    output.say(f"mean {_numbers(meta.statistics.mean)}  std {_numbers(meta.statistics.std)}")
+    if meta.normalization != meta.statistics:
+        output.say(
+            f"normalised with mean {_numbers(meta.normalization.mean)} "
+            f"std {_numbers(meta.normalization.std)}"
+        )
+    output.say(f"digest {meta.digest[:16]}  picture {dataset.path / CONTACT_SHEET}")
+    checks = read_checks(dataset.path)
+    if checks is None:
+        output.say("made before data sets were searched for copies")
+    else:
+        _show_checks(checks, output)
+
+
+def _show_checks(checks: DataChecks, output: Output) -> None:
+    if checks.already_there:
+        output.say(f"left out {checks.already_there} images that were there already")
+    if checks.skipped:
+        output.say(f"left out {len(checks.skipped)} bad images:")
+        _examples(checks.skipped, len(checks.skipped), output, " - ")
+    kinds = (("equal", checks.exact), ("nearly equal", checks.near))
+    for what, twins in kinds:
+        for pair, count in twins.across.items():
+            first, second = pair.split("-")
+            output.say(
+                f"warning: {count} images of {second} are {what} to one of {first}, "
+                "so what is measured there may flatter a model"
+            )
+        for split, count in twins.within.items():
+            output.say(f"{count} images of {split} are {what} to another one of it")
+        _examples(twins.examples, twins.total, output, " = ")
+    if checks.conflicts:
+        output.say(f"warning: {checks.conflicts} equal images have different labels:")
+        _examples(checks.conflict_examples, len(checks.conflict_examples), output, " = ")
+
+
+def _examples(pairs: tuple[tuple[str, str], ...], total: int, output: Output, between: str) -> None:
+    for one, other in pairs[:_SHOWN_EXAMPLES]:
+        output.say(f"  {one}{between}{other}")
+    if total > _SHOWN_EXAMPLES and pairs:
+        output.say("  ... (--json lists more)")
+
+
+def _result(dataset: Dataset) -> dict[str, Any]:
+    meta = dataset.meta
+    checks = read_checks(dataset.path)
+    return {
+        "dataset": dataset.reference,
+        "path": str(dataset.path),
+        "digest": meta.digest,
+        "classes": list(meta.class_names),
+        "image": list(meta.image.shape),
+        "resize": meta.image.resize,
+        "storage": meta.storage,
+        "splits": {split: info.rows for split, info in meta.splits.items()},
+        "class_counts": {split: list(info.class_counts) for split, info in meta.splits.items()},
+        "mean": list(meta.statistics.mean),
+        "std": list(meta.statistics.std),
+        "normalization": meta.normalization.model_dump(mode="json"),
+        "source": meta.source,
+        "created_at": meta.created_at,
+        "seed": meta.seed,
+        "parent": meta.parent,
+        "parent_digest": meta.parent_digest,
+        "contact_sheet": str(dataset.path / CONTACT_SHEET),
+        "checks": None if checks is None else checks.model_dump(mode="json"),
+    }
+
+
+def _of_class(names: tuple[str, ...], counts: tuple[int, ...], count: int) -> str:
+    return f"{count} ({names[counts.index(count)]})"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
+
+
+class _IngestView:
+    """A live bar on a terminal; a line every few seconds everywhere else."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
+            TimeRemainingColumn(),
+            console=output.console,
+            transient=True,
+            disable=not output.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._what = ""
+        self._began = self._said = 0.0
+
+    def __enter__(self) -> "_IngestView":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._output.say(text)
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """Move the bar, or print a line if the last one was a while ago."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._began, self._said = what, now, now
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(what, total=total)
+        speed = done / (now - self._began) if now > self._began else 0.0
+        text = f"{what}, {speed:,.0f} images/s" if speed else what
+        if self._task is not None:
+            self._bar.update(self._task, description=text, completed=done, total=total)
+        if not self._output.console.is_terminal and now - self._said > _LINE_EVERY_S:
+            self._said = now
+            self._output.say(f"{what}: {done:,} of {total:,} images, {speed:,.0f} images/s")

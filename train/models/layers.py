@@ -1,0 +1,48 @@
+"""The layers of a network that depend on the data: the first on channels, the last on classes."""
+
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import ConfigError
+
+
+def first_conv(net: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Name and module of the first convolution.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name, module
+    raise ConfigError(f"{type(net).__name__} has no convolution to fit to the image's channels")
+
+
+def last_layer(net: nn.Module) -> str:
+    """Name of the last linear layer or convolution, in the order in which they were defined."""
+    names = [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    return names[-1] if names else ""
+
+
+def fit_channels(weight: Tensor, channels: int) -> Tensor:
+    """Fit the weight of a first convolution to another number of channels.
+
+    For a single channel the filters are summed: what they give for a grey image is what they gave
+    for the same one in colours. For others they are repeated, and scaled to the same total.
+
+    Args:
+        weight: ``[out, in, height, width]``.
+        channels: wanted.
+
+    Returns:
+        ``[out, channels, height, width]``.
+    """
+    known = weight.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeated = weight[:, torch.arange(channels) % known]
+    return repeated * (known / channels)
