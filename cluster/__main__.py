@@ -174,6 +174,92 @@ def doctor(
 
 
 @app.command(
+    epilog="Example: `manifest digits@champion --out deploy --image registry.lan/raybridge:1`."
+)
+def manifest(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL[@ALIAS|:VERSION]",
+            help="A registered model; a bare name is its champion.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    image: Annotated[
+        str, typer.Option(help="What the image is to be called.")
+    ] = "raybridge:latest",
+    namespace: Annotated[str, typer.Option(help="Kubernetes namespace.")] = "default",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Pods that train; pods that serve, at least.")
+    ] = 2,
+    max_workers: Annotated[
+        int | None, typer.Option(help="Pods that serve, at most. [twice --workers]")
+    ] = None,
+    cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPUs of a pod.")] = 2,
+    gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of a pod.")] = 0,
+    memory_gib: Annotated[int, typer.Option(min=2, help="Memory of a pod, in GiB.")] = 8,
+    store_claim: Annotated[
+        str | None,
+        typer.Option(help="PersistentVolumeClaim that holds the store, if that is a folder."),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="For `ray up`: address of the head's machine.")
+    ] = None,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(help="For `ray up`: address of a further machine; may be repeated."),
+    ] = None,
+    ssh_user: Annotated[str, typer.Option(help="For `ray up`: whom to log in as.")] = "ubuntu",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over files that are there already.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the files that bring this project and a model to Kubernetes, or to other machines.
+
+    A Dockerfile; KubeRay's RayJob, which trains the model again with the configuration of its run;
+    KubeRay's RayService, which serves it; and cluster.yaml for `ray up`. RAYBRIDGE_STORE and
+    MLFLOW_TRACKING_URI must name what pods reach. docs/clusters.md goes through them.
+    """
+    from cluster import manifest as files
+    from cluster.store import Store
+    from cluster.tracking import Tracking
+
+    output = Output(as_json)
+    settings = Settings.from_env()
+    deployment = files.Deployment(
+        image=image,
+        namespace=namespace,
+        workers=workers,
+        max_workers=2 * workers if max_workers is None else max_workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        memory_gib=memory_gib,
+        store_claim=store_claim,
+        head_ip=head,
+        worker_ips=tuple(machine or ()),
+        ssh_user=ssh_user,
+    )
+    deployment.check()
+    environment = files.shared_addresses(settings, store_claim)
+    tracking = Tracking(settings)
+    version = tracking.resolve(reference)
+    lineage = tracking.manifest(version).lineage
+    config = files.training_config(Store.open(settings.address), lineage.run)
+    texts = files.render(deployment, environment, version, reference, lineage, config, out)
+    files.write(out, texts, replace=replace)
+    if config is None:
+        output.say(
+            f"note: the store no longer has run {lineage.run}: rayjob.yaml trains with the recipe "
+            f"{lineage.recipe} as it is"
+        )
+    for name in texts:
+        output.say(f"wrote {out / name}")
+    output.say(f"next: docker build --file {out / 'Dockerfile'} --tag {image} .")
+    output.result({"out": str(out), "files": list(texts), "model": version.reference})
+
+
+@app.command(
     epilog="Examples: `gc` shows what may go; `gc --keep-runs 5 --older-than 7d --yes` removes it."
 )
 def gc(

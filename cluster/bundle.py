@@ -69,6 +69,13 @@ class ModelInfo(Frozen):
     parameters: int
 
 
+class SourceFile(Frozen):
+    """A file that something was made from."""
+
+    name: str
+    sha256: str
+
+
 class Lineage(Frozen):
     """Where the weights come from."""
 
@@ -81,10 +88,12 @@ class Lineage(Frozen):
     commit: str | None
     """The commit of the checkout that trained it, if there was one; ``-dirty`` is appended."""
     libraries: dict[str, str]
+    first_weights: SourceFile | None = None
+    """The file that the weights were imported from, or that training began with."""
 
 
 class Parity(Frozen):
-    """PyTorch against ONNX Runtime over the whole test split."""
+    """PyTorch, or an imported graph as it was, against the bundle's graph over the test split."""
 
     images: int
     labels_equal: bool

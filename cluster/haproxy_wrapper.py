@@ -14,8 +14,8 @@ from collections.abc import Sequence, Set
 HTTP_REQUEST_TIMEOUT_S = 20
 """How long a client may take to send its headers; the template sets no limit."""
 
-SILENCE_S = 5
-"""How long a replica's machine may leave what it was sent unconfirmed."""
+SILENCE_S = 3
+"""How long a replica's machine may leave unconfirmed what it was sent."""
 
 UNAVAILABLE_FILE = "503.http"
 # What HAProxy itself says when a replica is not there; Ray turns all of it into a bare 500.
@@ -52,13 +52,16 @@ def tighten(config: str, folder: str) -> str:
         "option dontlog-normal",
         # The system asks the replica's machine, which answers however busy the replica is.
         "option srvtcpka",
-        "srvtcpka-idle 2s",
+        "srvtcpka-idle 1s",
         "srvtcpka-intvl 1s",
-        "srvtcpka-cnt 3",
-        f"default-server tcp-ut {SILENCE_S}s",
+        f"srvtcpka-cnt {SILENCE_S - 1}",
         *(f"errorfile {status} {folder}/{UNAVAILABLE_FILE}" for status in _UNAVAILABLE_STATUS),
     ]
     edited = _insert(edited, r"defaults\n", defaults)
+    # Not inherited from the defaults.
+    edited = re.sub(
+        r"^\s+default-server .*", rf"\g<0> tcp-ut {SILENCE_S}s", edited, flags=re.MULTILINE
+    )
     edited = _insert(
         edited,
         r"frontend http_frontend\n\s*bind [^\n]*\n",

@@ -13,6 +13,7 @@ file is there that is put last, its marker.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -356,11 +357,15 @@ def locked(file: Path, busy: RaybridgeError | None = None) -> Iterator[None]:
 def _rename_new(draft: Path, target: Path, *, beside_remote: bool = False) -> None:
     """Rename a draft to what must not exist, or, of a copy, may have been made meanwhile."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        if beside_remote:
+    if not target.exists():
+        try:
+            draft.rename(target)
             return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    if not beside_remote:
         raise FileExistsError(f"{target} exists already")
-    draft.rename(target)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -99,11 +99,9 @@ def _asks(
         try:
             return method(self, *args, **kwargs)
         except (self._error, requests.RequestException) as error:
-            # What a connection that fails is to MLflow.
-            internal = getattr(error, "error_code", "INTERNAL_ERROR") == "INTERNAL_ERROR"
             raise UserError(
                 f"MLflow at {self._settings.tracking_uri} "
-                f"{'does not answer' if internal else 'refuses'}: {_first_line(error)}; "
+                f"{'does not answer' if _is_outage(error) else 'refuses'}: {_first_line(error)}; "
                 "check MLFLOW_TRACKING_URI"
             ) from None
 
@@ -128,6 +126,7 @@ class Tracking:
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         # Read when MLflow is imported: making the tables of a new store is nobody's news.
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -229,6 +228,8 @@ class Tracking:
             )
             made = self._client.get_model_version(name, entity.version)
         except self._error as error:
+            if _is_outage(error):
+                raise
             raise RaybridgeError(f"MLflow refused model {name!r}: {_first_line(error)}") from None
         first = () if known else (CHAMPION,)
         return self._with_aliases(_to_version(made), (*first, *aliases))
@@ -420,6 +421,8 @@ class Tracking:
             try:
                 self._client.set_registered_model_alias(version.name, alias, str(version.version))
             except self._error as error:
+                if _is_outage(error):
+                    raise
                 raise UserError(
                     f"alias {alias!r} of {version.reference}: {_first_line(error)}"
                 ) from None
@@ -505,6 +508,11 @@ def _is_missing(error: BaseException) -> bool:
     """Whether MLflow says that there is no such thing, and not that it cannot tell."""
     missing = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # Of an alias, the second.
     return getattr(error, "error_code", None) in missing
+
+
+def _is_outage(error: BaseException) -> bool:
+    # What a connection that fails is to MLflow.
+    return getattr(error, "error_code", "INTERNAL_ERROR") == "INTERNAL_ERROR"
 
 
 def _first_line(error: BaseException) -> str:

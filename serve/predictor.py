@@ -139,24 +139,28 @@ class Predictor:
         A generation that cannot be opened is counted and reported, and the old one goes on. It is
         tried again every half minute, or ``now``.
         """
-        with self._lock:
+        # A health check must not wait while another one, or a rollout, copies a bundle here.
+        if not self._lock.acquire(blocking=now):
+            return False
+        try:
             current = self.table.generation
             if not now and time.monotonic() < self._retry_at_s:
                 return False
-            try:
-                documents = self._documents
-                document = (documents.read if now else documents.read_often)(self.name)
-                if document is None or document.generation == current:
-                    self.problem = None
-                    return False
-                self._switch(document)
-            except (RaybridgeError, OSError) as error:
-                self._retry_at_s = time.monotonic() + RETRY_PERIOD_S
-                self.problem = f"generation {current} goes on: {error}"
-                self._on_failure()
-                logger.exception("model %s: a generation could not be opened", self.name)
+            documents = self._documents
+            document = (documents.read if now else documents.read_often)(self.name)
+            if document is None or document.generation == current:
+                self.problem = None
                 return False
-            return True
+            self._switch(document)
+        except (RaybridgeError, OSError) as error:
+            self._retry_at_s = time.monotonic() + RETRY_PERIOD_S
+            self.problem = f"generation {current} goes on: {error}"
+            self._on_failure()
+            logger.exception("model %s: a generation could not be opened", self.name)
+            return False
+        finally:
+            self._lock.release()
+        return True
 
     def forget_prepared(self) -> None:
         """Drop what was opened for a generation that does not come."""

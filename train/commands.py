@@ -30,7 +30,7 @@ def run_fit(
     store.ensure_writable()
     if register is not None:
         check_name("model", register)
-    config, dataset = prepare(config, store, run_name)
+    config, dataset = prepare(config, store, run_name, output.say)
     tracking = Tracking(settings)
     with connect(settings, label=f"train fit {config.recipe}") as session:
         with _ProgressView(output) as view:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cluster.config import Frozen
 from cluster.dataset import ChannelStatistics
@@ -39,9 +39,9 @@ class TorchvisionConfig(Frozen):
     """Such as ``resnet18``; any classifier that torchvision builds by name."""
     stem: Literal["original", "small"] = "original"
     """``small`` is for images below 64 pixels, on networks of the ResNet family: a 3x3 convolution
-    of stride 1 in place of the 7x7 one of stride 2 and the max-pool. It sees 16 times the positions,
-    and costs about as much more."""
-    options: dict[str, Any] = {}
+    of stride 1 in place of the 7x7 one of stride 2 and the max-pool. Every layer then sees 16 times
+    the positions, and costs about as much more."""
+    options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of torchvision's builder, such as ``dropout``."""
 
 
@@ -50,7 +50,7 @@ class TimmConfig(Frozen):
 
     name: Literal["timm"] = "timm"
     arch: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of ``timm.create_model``, such as ``drop_rate``."""
 
 
@@ -74,7 +74,7 @@ class FileConfig(SourceConfig):
     factory: str
     """Function or class of the file: called with those of ``shape`` (channels, height, width),
     ``num_classes``, ``in_channels``, ``height`` and ``width`` that it names, and the options."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the factory."""
 
 
@@ -209,13 +209,14 @@ class TrainConfig(Frozen):
     equally: images of small classes several times, of large ones not all."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     pretrained: str | None = None
-    """Weights to begin with: a file (.pth or .safetensors), or ``torchvision`` or ``timm`` for those
-    that are published there. The first layer is fitted to the image's channels, and the last one
+    """Weights to begin with: a file (.pth or .safetensors), or ``torchvision`` or ``timm`` for
+    what is published there. The first layer is fitted to the image's channels, and the last one
     begins at random where the file's classes are others."""
     normalize: Normalize = "dataset"
     """What the network takes pixels as: ``dataset``, with mean 0 and deviation 1 over the training
-    split; ``imagenet``, by ImageNet's mean and deviation; ``half``, from -1 to 1; ``none``, from 0
-    to 1; ``bytes``, from 0 to 255; or ``mean`` and ``std`` of each channel, of pixels from 0 to 1."""
+    split; ``imagenet``, by ImageNet's mean and deviation; ``half``, from -1 to 1; ``none``, from
+    0 to 1; ``bytes``, from 0 to 255; or ``mean`` and ``std`` of each channel, of pixels from 0 to
+    1."""
     model: ModelConfig = NetConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = AdamWConfig()
@@ -224,11 +225,12 @@ class TrainConfig(Frozen):
     checkpoint: CheckpointConfig = CheckpointConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
-    @model_validator(mode="after")
-    def _trains(self) -> Self:
-        if self.epochs == 0 and self.recipe != IMPORT_RECIPE:
-            raise ValueError("epochs must be 1 or more")
-        return self
+    @field_validator("epochs")
+    @classmethod
+    def _trains(cls, epochs: int, info: ValidationInfo) -> int:
+        if epochs == 0 and info.data.get("recipe") != IMPORT_RECIPE:
+            raise ValueError("input should be greater than or equal to 1")
+        return epochs
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

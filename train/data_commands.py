@@ -240,8 +240,10 @@ class _IngestView:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
+        if kind is KeyboardInterrupt:
+            self._output.say("stopped; nothing was written")
 
     def say(self, text: str) -> None:
         """Print a line."""

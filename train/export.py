@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +36,12 @@ from cluster.errors import BundleError, CheckpointError
 from cluster.runtime import OnnxRuntimeSession, Session, open_session
 from cluster.stats import reference_statistics
 from cluster.store import Store, check_name, drafting, write_json_atomic
-from train.checkpoint import weights_sha256
+from train.config import ModelConfig, SourceConfig
 from train.data.loader import shard_batches
 from train.loop import predict_shard
 from train.models.classifier import Classifier, build_classifier, num_parameters
 from train.runs import Run, RunInfo
+from train.weights import weights_sha256
 
 NUM_GOLDEN = 32
 GOLDEN_TOLERANCE = 1e-3
@@ -56,7 +58,7 @@ def load_classifier(run: Run, dataset: Dataset) -> Classifier:
     """
     result = run.result()
     config = run.config()
-    classifier = build_classifier(config.model, dataset.meta, config.seed)
+    classifier = build_classifier(config, dataset.meta)
     run.load_weights(classifier.net)
     if weights_sha256(classifier.net) != result.weights_sha256:
         raise CheckpointError(
@@ -185,10 +187,10 @@ def _manifest(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         image=dataset.meta.image,
         class_names=dataset.meta.class_names,
-        normalization=dataset.meta.normalization,
+        normalization=classifier.normalization,
         model=ModelInfo(
             name=config.model.name,
-            options=config.model.model_dump(mode="json", exclude={"name"}),
+            options=_portable(config.model),
             parameters=num_parameters(classifier),
         ),
         lineage=_lineage(info, config.recipe, config.seed),
@@ -197,6 +199,14 @@ def _manifest(
         golden_tolerance=GOLDEN_TOLERANCE,
         files=list_files(draft),
     )
+
+
+def _portable(model: ModelConfig) -> dict[str, Any]:
+    """A network's options, without a path of this machine."""
+    options = model.model_dump(mode="json", exclude={"name"})
+    if isinstance(model, SourceConfig):
+        options["path"] = model.path.name
+    return options
 
 
 def _lineage(info: RunInfo, recipe: str, seed: int) -> Lineage:
@@ -209,6 +219,7 @@ def _lineage(info: RunInfo, recipe: str, seed: int) -> Lineage:
         seed=seed,
         commit=info.commit,
         libraries=info.libraries,
+        first_weights=info.first_weights,
     )
 
 

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.dataset import Dataset, SplitName
 from cluster.errors import NotFoundError, RaybridgeError
@@ -11,12 +12,19 @@ from cluster.events import Event, append_events, make_event
 from cluster.session import Session
 from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
-from train.checkpoint import load_state_dict
-from train.config import TrainConfig
+from train.checkpoint import save_checkpoint
+from train.config import OnnxConfig, SourceConfig, TrainConfig
 from train.data.loader import TrainLoader
 from train.job import Placement, choose_placement, train_on_ray
+from train.loop import first_checkpoint
 from train.metrics import Evaluation, evaluate_logits
+from train.models.check import check_classifier
+from train.models.choice import absolute_path
 from train.models.classifier import build_classifier
+from train.models.file import check_alone, read_source
+from train.models.graph import read_graph
+from train.models.source import content_sha256
+from train.pretrained import PUBLISHERS, load_pretrained
 from train.report import write_report
 from train.runs import Run, RunResult, check_new_run, create_run
 
@@ -33,7 +41,10 @@ class FitOutcome:
 
 
 def prepare(
-    config: TrainConfig, store: Store, name: str | None = None
+    config: TrainConfig,
+    store: Store,
+    name: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[TrainConfig, Dataset]:
     """Find the data set, and make here the mistakes that a worker would make.
 
@@ -43,10 +54,11 @@ def prepare(
         config: what to train, on what.
         store: where data sets and runs live.
         name: of the coming run, if it is given one.
+        say: told which pretrained weights fit.
 
     Returns:
-        The configuration with the data set's version and absolute paths filled in, and the data
-        set.
+        The configuration with the data set's version, absolute paths and the digest of a model's
+        file filled in, and the data set.
 
     Raises:
         UserError: there is no such data set, or model, first weights or batch do not fit it, or a
@@ -56,12 +68,31 @@ def prepare(
         check_new_run(store, name)
     dataset = Dataset.find(store, config.data)
     changes: dict[str, object] = {"data": dataset.reference}
-    if config.init is not None:
-        # Workers have working directories of their own.
-        changes["init"] = str(config.init.expanduser().absolute())
+    if config.pretrained is not None and config.pretrained not in PUBLISHERS:
+        changes["pretrained"] = str(absolute_path(Path(config.pretrained)))
+    if isinstance(config.model, SourceConfig):
+        changes["model"] = pin_source(config.model)
     config = config.with_changes(changes, "fit")
     check_fit(config, dataset)
+    if config.pretrained is not None:
+        classifier = build_classifier(config, dataset.meta)
+        say(str(load_pretrained(classifier.net, config, dataset.meta)))
     return config, dataset
+
+
+def pin_source(model: SourceConfig) -> dict[str, object]:
+    """Where the model's file is, from every folder, and its digest.
+
+    Raises:
+        ConfigError: it cannot be read, or is not all that the model needs.
+    """
+    path = absolute_path(model.path)
+    if isinstance(model, OnnxConfig):
+        content = read_graph(path)
+    else:
+        check_alone(path)
+        content = read_source(path)
+    return {"path": path, "sha256": content_sha256(content)}
 
 
 def fit(
@@ -92,6 +123,8 @@ def fit(
     placement = choose_placement(config.resources, session)
     run = create_run(store, config, dataset, name)
     with run.alone():
+        if config.pretrained is not None:
+            _begin_with_pretrained(run, config, dataset)
         log = tracking.start_run(
             run.name,
             flatten(config),
@@ -152,15 +185,25 @@ def _resume_log(run: Run, config: TrainConfig, tracking: Tracking) -> RunLog:
     return tracking.start_run(run.name, flatten(config), {})
 
 
+def _begin_with_pretrained(run: Run, config: TrainConfig, dataset: Dataset) -> None:
+    """Leave the first weights where every worker looks for a checkpoint.
+
+    So they are read, and downloaded, once, and the file is needed no more.
+    """
+    classifier = build_classifier(config, dataset.meta)
+    pretrained = load_pretrained(classifier.net, config, dataset.meta)
+    save_checkpoint(run.checkpoints, first_checkpoint(config, classifier), config.checkpoint.keep)
+    run.write_info(run.info().model_copy(update={"first_weights": pretrained.source}))
+
+
 def check_fit(config: TrainConfig, dataset: Dataset) -> None:
-    """Build and load once what every worker will.
+    """Build once what every worker will.
 
     Raises:
-        UserError: model, first weights or batch do not fit the data set.
+        UserError: model or batch do not fit the data set.
     """
-    classifier = build_classifier(config.model, dataset.meta, config.seed)
-    if config.init is not None:
-        load_state_dict(classifier.net, config.init)
+    classifier = build_classifier(config, dataset.meta)
+    check_classifier(classifier, config.model, dataset.meta, training=True)
     TrainLoader(dataset.split("train"), config.batch_size, config.augment, seed=config.seed)
 
 

@@ -26,11 +26,11 @@ from cluster.errors import DataError, RaybridgeError, ResourceError, TrainingErr
 from cluster.events import Event, EventSink, make_event
 from cluster.session import Session, current
 from cluster.store import Store
-from train.checkpoint import weights_sha256
 from train.comm import choose_comm, take_interface
 from train.config import ResourcesConfig, TrainConfig
 from train.loop import Trainer
 from train.runs import Run
+from train.weights import weights_sha256
 
 POLL_PERIOD_S = 0.3
 COLLECTIVE_TIMEOUT_S = 300
@@ -273,7 +273,8 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     problem: UserError | None = None
     try:
         dataset = Dataset.find(store, job.dataset)
-        trainer = Trainer(job.config, dataset, comm, device, run.checkpoints, BoardSink(job.board))
+        config = run.localize(job.config)
+        trainer = Trainer(config, dataset, comm, device, run.checkpoints, BoardSink(job.board))
     except UserError as error:
         problem = error
     # One worker's problem ends all of them: alone, the others would wait for it.

@@ -16,15 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.dataset import Dataset, ImageSplit
-from cluster.errors import TrainingError
+from cluster.errors import CheckpointError, TrainingError
 from cluster.events import EventSink
 from cluster.store import Folder
 from train.checkpoint import (
     Checkpoint,
     CheckpointWriter,
-    check_state_dict,
     latest_checkpoint,
-    load_state_dict,
 )
 from train.comm import Comm, sync_buffers
 from train.config import TrainConfig
@@ -33,6 +31,7 @@ from train.losses import loss_sum
 from train.models.classifier import Classifier, build_classifier
 from train.optim import build_optimizer, set_lr
 from train.schedules import lr_multiple
+from train.weights import check_state_dict
 
 EVAL_BATCH = 512
 PROGRESS_PERIOD_S = 0.5
@@ -73,9 +72,7 @@ class Trainer:
         self.device = device
         self.events = events
         self._folder = checkpoints
-        self.classifier = build_classifier(config.model, dataset.meta, config.seed)
-        if config.init is not None:
-            load_state_dict(self.classifier.net, config.init)
+        self.classifier = build_classifier(config, dataset.meta)
         self.classifier.to(device)
         self.optimizer = build_optimizer(config.optim, self.classifier)
         self.loader = TrainLoader(
@@ -205,6 +202,8 @@ class Trainer:
         found = latest_checkpoint(self._folder) if self.comm.rank == 0 else None
         checkpoint: Checkpoint | None = self.comm.gather(found)[0]
         if checkpoint is None:
+            if self.config.pretrained is not None:
+                raise CheckpointError("the pretrained weights that the run began with are gone")
             return Progress(0, [])
         if checkpoint.model_signature != self._signature:
             check_state_dict(self.classifier.net, checkpoint.model, "the newest checkpoint")
@@ -281,6 +280,19 @@ def predict_shard(
     if not parts:
         return np.empty((0, len(classifier(_blank(split, device))[0])), np.float32)
     return np.concatenate(parts)
+
+
+def first_checkpoint(config: TrainConfig, classifier: Classifier) -> Checkpoint:
+    """What a run begins with whose first weights are not random: a checkpoint before any step."""
+    return Checkpoint(
+        step=0,
+        epoch=0,
+        seed=config.seed,
+        model_signature=model_signature(classifier.net),
+        model=classifier.net.state_dict(),
+        optimizer=build_optimizer(config.optim, classifier).state_dict(),
+        history=[],
+    )
 
 
 def model_signature(net: nn.Module) -> str:

@@ -13,17 +13,22 @@ import numpy.typing as npt
 import safetensors.numpy
 from torch import nn
 
+from cluster.bundle import SourceFile
 from cluster.config import Frozen
 from cluster.dataset import Dataset, SplitName
 from cluster.errors import DataError, NotFoundError
 from cluster.provenance import code_commit, library_versions
 from cluster.store import Folder, Store, check_name, drafting, locked
-from train.config import TrainConfig
+from train.config import OnnxConfig, SourceConfig, TrainConfig
 from train.metrics import Evaluation
+from train.models.file import read_source
+from train.models.graph import read_graph
 from train.weights import load_state_dict, save_state_dict
 
 RUN_FILE = "run.json"
 """Makes a folder a run."""
+SOURCE_FOLDER = "model_source"
+"""Where a run keeps the file that describes its network, if there is one."""
 
 
 class RunInfo(Frozen):
@@ -38,6 +43,8 @@ class RunInfo(Frozen):
     commit: str | None
     libraries: dict[str, str]
     mlflow_run_id: str | None
+    first_weights: SourceFile | None = None
+    """The file that the weights were imported from, or that training began with."""
 
 
 class RunResult(Frozen):
@@ -112,7 +119,17 @@ class Run:
 
     def config(self) -> TrainConfig:
         """The effective configuration."""
-        return TrainConfig.decode(self._read("config.json"), f"run {self.name}")
+        where = f"run {self.name}"
+        return self.localize(TrainConfig.decode(self._read("config.json"), where))
+
+    def localize(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with the path, on this node, of the run's copy of the model's file."""
+        if not isinstance(config.model, SourceConfig):
+            return config
+        path = Path(SOURCE_FOLDER, config.model.path.name)
+        with contextlib.suppress(FileNotFoundError):  # Which building the network says better.
+            self.folder.pull(path.as_posix())
+        return _with_source(config, self.path / path)
 
     def info(self) -> RunInfo:
         """What was known before training began."""
@@ -154,6 +171,8 @@ class Run:
 
     def write_config(self, config: TrainConfig) -> None:
         """Replace the effective configuration."""
+        if isinstance(config.model, SourceConfig):
+            config = _with_source(config, Path(SOURCE_FOLDER, config.model.path.name))
         self.folder.write_json("config.json", config.model_dump(mode="json"))
 
     def write_info(self, info: RunInfo) -> None:
@@ -233,10 +252,23 @@ def create_run(store: Store, config: TrainConfig, dataset: Dataset, name: str | 
     if store.remote is not None:
         run.folder.forget()  # What is left here of a run that the store no longer has.
     with drafting(store.runs, chosen) as draft:
+        if isinstance(config.model, SourceConfig):
+            _keep_source(config.model, draft / SOURCE_FOLDER)
         Run(Folder(draft)).write_config(config)
         Run(Folder(draft)).write_info(info)
         run.folder.publish(draft, RUN_FILE)
     return run
+
+
+def _keep_source(model: SourceConfig, folder: Path) -> None:
+    read = read_graph if isinstance(model, OnnxConfig) else read_source
+    folder.mkdir()
+    (folder / model.path.name).write_bytes(read(model.path, model.sha256))
+
+
+def _with_source(config: TrainConfig, path: Path) -> TrainConfig:
+    model = config.model.model_copy(update={"path": path})
+    return config.model_copy(update={"model": model})
 
 
 def check_new_run(store: Store, name: str) -> None:

@@ -65,10 +65,11 @@ def read_state_dict(path: Path) -> StateDict:
         values = inner[0] if inner else values
     if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
         raise CheckpointError(f"{path} does not hold a state_dict of named tensors")
+    tensors: StateDict = dict(values)
     for prefix in _PREFIXES:
-        if values and all(name.startswith(prefix) for name in values):
-            values = {name.removeprefix(prefix): tensor for name, tensor in values.items()}
-    return values
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def check_state_dict(net: nn.Module, values: StateDict, where: str) -> None:

@@ -10,7 +10,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullFormatter,
+)
 
 from cluster.errors import UserError
 from cluster.store import write_text_atomic
@@ -55,7 +61,9 @@ def write_load_report(path: Path, result: LoadResult, about: Mapping[str, Any]) 
         lstrip_blocks=True,
     )
     page = environment.get_template(TEMPLATE).render(
-        about=about, figures=result.as_json(), pictures=_to_svg(figure)
+        about={name: value for name, value in about.items() if value is not None},
+        figures=result.as_json(),
+        pictures=_to_svg(figure),
     )
     write_text_atomic(path, page)
 
@@ -123,6 +131,7 @@ def _draw_time(speed: Axes, latency: Axes, timeline: Iterable[Second]) -> None:
         counts = [second.replicas for second in seconds]
         replicas.step(times, counts, where="post", color=_ORANGE, linewidth=1)
         replicas.set_ylim(0, max(counts) + 1)
+        replicas.yaxis.set_major_locator(MaxNLocator(integer=True))
         replicas.set_ylabel("replicas", fontsize=9, color=_ORANGE)
         replicas.tick_params(labelsize=8)
     for label, color, values in (
@@ -139,9 +148,7 @@ def _draw_time(speed: Axes, latency: Axes, timeline: Iterable[Second]) -> None:
 
 
 def _plain_numbers(axis: Any) -> None:
-    formatter = ScalarFormatter()
-    formatter.set_scientific(False)
-    axis.set_major_formatter(formatter)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 

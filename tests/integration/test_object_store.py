@@ -4,16 +4,21 @@ Each command has a cache of its own, as if it were typed on another machine; wor
 use the session's home.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from bundles import write_bundle
 from harness import CliResult, RunCli, free_port
-from servers import S3Server
+from servers import S3Server, mlflow_server
 
 from cluster.dataset import Dataset
+from cluster.errors import UserError
 from cluster.images import encode_png
 from cluster.remote import Remote
 from cluster.settings import Settings
 from cluster.store import Store
+from cluster.tracking import Tracking
 from serve.client import Client
 from train.runs import find_run
 
@@ -77,3 +82,33 @@ def test_from_data_to_an_answer(
     finally:
         done("e", "serve", "down")
     assert s3.names(f"{PREFIX}/serving") == set()
+
+
+def test_a_tracking_server_that_goes_away(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mlflow_server() as address:
+        settings = Settings(store=tmp_path, tracking_uri=address, remote=s3.uri("raybridge/gone"))
+        tracking = Tracking(settings)
+        log = tracking.start_run("gone-1", {}, {})
+        version = tracking.register("gone", write_bundle(tmp_path / "a"), run_id=log.run_id)
+        assert tracking.fetch_bundle(version).digest == version.digest
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    calls: list[Callable[[], object]] = [
+        lambda: tracking.start_run("gone-2", {}, {}),
+        lambda: tracking.resume_run(log.run_id),
+        lambda: tracking.register("gone", write_bundle(tmp_path / "b", seed=1), run_id=None),
+        lambda: tracking.set_alias(version, "challenger"),
+        lambda: tracking.resolve("gone@champion"),
+        lambda: tracking.run("gone-1"),
+        lambda: tracking.runs(),
+        lambda: tracking.models(),
+        lambda: tracking.versions("gone"),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=r"MLflow at .* does not answer") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert tracking.fetch_bundle(version).digest == version.digest, "it is in the store"
+    log.metrics({"loss": 1.0}, step=1)
+    assert log.failures == 1

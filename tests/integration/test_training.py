@@ -18,14 +18,16 @@ from photos import make_photos, write_photos
 from cluster.dataset import Dataset
 from cluster.events import Event, read_events
 from cluster.runtime import open_session
+from cluster.session import connect
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
 from train.data.sampling import epoch_order
 from train.data.sources.named import DEBIAN_FASHION_MNIST
 from train.export import load_classifier
-from train.fit import FitOutcome
+from train.fit import FitOutcome, fit, prepare
 from train.loop import predict_shard
+from train.recipes import get_recipe
 from train.runs import Run, find_run
 
 # Slow enough for a kill to fall into the middle of an epoch.
@@ -140,6 +142,34 @@ def test_a_driver_that_was_killed_is_resumed_to_the_same_bits(
     again = run_cli("train", "resume", "cut-off", env=environment)
     assert again.exit_code == 2
     assert "has finished its 3 epochs; ask for more with --epochs" in again.stderr
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(
+    digits_fit: FitOutcome, ray_session: Settings, run_cli: RunCli
+) -> None:
+    with digits_fit.run.alone():
+        done = run_cli(
+            *("train", "resume", "digits-run", "--epochs", "99", "--json"),
+            env=ray_session.environment(),
+        )
+    assert done.exit_code == 2
+    assert done.json["error"].startswith("another command is training run digits-run")
+
+
+def test_what_fails_after_training_is_a_failed_run_in_mlflow(
+    ray_session: Settings, digits_dataset: Dataset
+) -> None:
+    store, tracking = Store(ray_session.store), Tracking(ray_session)
+    config = get_recipe("digits").with_changes({"epochs": 1}, "test")
+    config, dataset = prepare(config, store)
+
+    def spoil(event: Event) -> None:
+        if event["kind"] == "epoch":
+            find_run(store, "spoiled").report_file.mkdir()
+
+    with connect(ray_session) as session, pytest.raises(IsADirectoryError):
+        fit(config, dataset, store, tracking, session, name="spoiled", listener=spoil)
+    assert tracking.run("spoiled").status == "FAILED"
 
 
 def test_an_interrupted_fit_says_how_to_go_on(

@@ -190,3 +190,11 @@ def _tamper(bundle: Bundle) -> None:
     file = bundle.path / MODEL_FILE
     data = file.read_bytes()
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_a_health_check_does_not_wait_for_a_rollout(world: World) -> None:
+    world.predictor.start()
+    world.commit(2, 2)
+    with world.predictor._lock:
+        assert not world.predictor.follow()
+    assert world.predictor.follow()

@@ -47,7 +47,7 @@ def write_class_folders(
 def write_parquet(
     file: Path,
     blobs: Sequence[bytes | None],
-    labels: Sequence[int] | Sequence[str],
+    labels: Sequence[int | float | str | None],
     names: Sequence[str] | None = ("cat", "dog"),
     *,
     struct: bool = True,

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageEnhance
 from pictures import encode
+from PIL import Image, ImageEnhance
 
 from cluster.dataset import SplitName
 from train.data.duplicates import DataChecks, check_data

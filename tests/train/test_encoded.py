@@ -11,7 +11,6 @@ from cluster.errors import DataError
 from cluster.events import NullSink
 from cluster.runtime import open_session
 from cluster.store import Store
-from train.checkpoint import weights_sha256
 from train.comm import Alone
 from train.config import AdamWConfig, AugmentConfig, NetConfig, TrainConfig
 from train.evaluate import evaluate_run
@@ -19,6 +18,7 @@ from train.export import export_run
 from train.loop import Trainer
 from train.report import write_report
 from train.runs import Run, RunResult, create_run
+from train.weights import weights_sha256
 
 CONFIG = TrainConfig(
     recipe="small",

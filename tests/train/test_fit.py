@@ -9,12 +9,12 @@ from cluster.dataset import Dataset
 from cluster.errors import CheckpointError, ConfigError, DataError, NotFoundError, UserError
 from cluster.settings import Settings
 from cluster.store import Store
-from train.checkpoint import save_state_dict
 from train.config import NetConfig
 from train.fit import flatten, prepare
 from train.models.net import Net
 from train.recipes import get_recipe
 from train.runs import create_run, find_run, list_runs
+from train.weights import save_state_dict
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def test_first_weights_are_found_from_any_folder(
     torch.manual_seed(3)
     save_state_dict(Net(NetConfig(), (1, 8, 8), 10), tmp_path / "first.pth")
     monkeypatch.chdir(tmp_path)
-    asked = get_recipe("digits").with_changes({"init": "first.pth"}, "test")
+    asked = get_recipe("digits").with_changes({"pretrained": "first.pth"}, "test")
     config, _ = prepare(asked, shared_store)
-    assert config.init == tmp_path / "first.pth"
+    assert config.pretrained == str(tmp_path / "first.pth")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_first_weights_are_found_from_any_folder(
     [
         ({"data": "digits@9"}, NotFoundError, r"has no version 9; there are: 1"),
         ({"batch_size": 4096}, ConfigError, "larger than the training split of 1259"),
-        ({"init": "missing.pth"}, CheckpointError, r"missing\.pth does not exist"),
+        ({"pretrained": "missing.pth"}, CheckpointError, r"missing\.pth does not exist"),
     ],
 )
 def test_what_does_not_fit_is_found_out_first(

@@ -1,100 +1,307 @@
-"""Splitting and writing data sets."""
+"""From a source to a data set: what is kept is what a person sees, and nothing else is."""
 
-from collections.abc import Callable
+import os
+import threading
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from PIL import Image
+from pictures import encode, picture, write_class_folders, write_parquet
+from PIL import Image, ImageOps
 
-from cluster.dataset import Dataset, Split
-from cluster.errors import DataError, UserError
+from cluster.dataset import SPLITS, Dataset, EncodedSplit, Split, dataset_names, dataset_versions
+from cluster.errors import ConfigError, DataError, NotFoundError, UserError
+from cluster.images import ImageSpec
 from cluster.store import Store
-from train.data.ingest import CONTACT_SHEET, channel_statistics, ingest, split_source
-from train.data.sources import Source, read_source
+from train.data.contact_sheet import CONTACT_SHEET
+from train.data.duplicates import read_checks
+from train.data.gathering import BadImagesError
+from train.data.ingest import ingest
+from train.data.options import IngestOptions, Silent, parse_size
+from train.data.sources.recognize import read_source
+from train.data.sources.source import Part, PixelPictures, Source
+from train.data.splitting import assign_splits
+
+SplitName = Literal["train", "val", "test"]
+
+
+class Listener(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.steps: list[tuple[str, int, int]] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        self.steps.append((what, done, total))
 
 
 @pytest.fixture(scope="module")
 def digits() -> Source:
-    return read_source("digits", root=None, class_names=None)
+    return read_source("digits")
 
 
-def make_source(labels: list[int], num_classes: int) -> Source:
-    rows = len(labels)
-    images = np.arange(rows * 4, dtype=np.uint8).reshape(rows, 1, 2, 2)
-    names = tuple(f"class{index}" for index in range(num_classes))
-    return Source("made", names, {"train": Split(images, np.array(labels, np.int64))})
+def everything(dataset: Dataset) -> npt.NDArray[np.uint8]:
+    return np.concatenate([dataset.split(split).take(slice(None)) for split in SPLITS])
 
 
-def test_splits_hold_every_image_once_and_every_class_in_proportion(digits: Source) -> None:
-    splits = split_source(digits, 0.1, None, seed=3)
-    whole = digits.parts["train"]
-    rows = np.concatenate([part.images for part in splits.values()]).reshape(-1, 64)
-    assert sorted(map(bytes, rows)) == sorted(map(bytes, whole.images.reshape(-1, 64)))
-    counts = np.bincount(whole.labels)
-    for name, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
-        got = np.bincount(splits[name].labels)  # type: ignore[index]
-        assert np.abs(got - counts * share).max() <= 1.5
+def names_of(dataset: Dataset, split: SplitName) -> set[bytes]:
+    return {bytes(image) for image in dataset.split(split).take(slice(None))}
 
 
-def test_splits_depend_on_the_seed_alone(digits: Source) -> None:
-    first, again, other = (split_source(digits, 0.1, 0.2, seed=seed) for seed in (1, 1, 2))
-    assert np.array_equal(first["test"].images, again["test"].images)
-    assert not np.array_equal(first["test"].images, other["test"].images)
-
-
-def test_a_test_split_of_the_source_is_kept(digits: Source) -> None:
-    part = digits.parts["train"]
-    source = Source(
-        "two parts",
-        digits.class_names,
-        {
-            "train": Split(part.images[:1500], part.labels[:1500]),
-            "test": Split(part.images[1500:], part.labels[1500:]),
-        },
-    )
-    splits = split_source(source, 0.1, None, seed=0)
-    assert np.array_equal(splits["test"].images, part.images[1500:])
-    with pytest.raises(DataError, match="brings a test split of its own"):
-        split_source(source, 0.1, 0.2, seed=0)
-
-
-@pytest.mark.parametrize(("val", "test"), [(0.0, None), (1.0, None), (0.5, 0.5), (0.1, 1.2)])
-def test_impossible_fractions_are_refused(digits: Source, val: float, test: float | None) -> None:
-    with pytest.raises(DataError, match="fraction"):
-        split_source(digits, val, test, seed=0)
-
-
-def test_statistics_are_those_of_numpy(digits: Source) -> None:
-    images = np.repeat(digits.parts["train"].images, 3, axis=1)
-    images[:, 1] = 255 - images[:, 1]
-    found = channel_statistics(images)
-    scaled = images.astype(np.float64) / 255
-    assert found.mean == pytest.approx(scaled.mean((0, 2, 3)))
-    assert found.std == pytest.approx(scaled.std((0, 2, 3)))
+def leftovers(store: Store) -> list[str]:
+    return [path.name for path in store.root.rglob("*") if path.name.startswith(".")]
 
 
 def test_what_was_ingested_is_what_is_read(digits: Source, store: Store) -> None:
-    dataset = ingest(store, digits, "digits", seed=5)
+    dataset = ingest(store, digits, "digits", IngestOptions(seed=5))
     assert dataset.reference == "digits@1"
     dataset.verify()
-    for name, part in split_source(digits, 0.1, None, seed=5).items():
+    part = digits.parts["train"]
+    assert isinstance(part.pictures, PixelPictures)
+    codes = assign_splits(digits, None, 5)["train"]
+    for code, name in enumerate(SPLITS):
         read = Dataset.find(store, "digits").split(name)
-        assert np.array_equal(read.images, part.images)
-        assert np.array_equal(read.labels, part.labels)
+        assert isinstance(read, Split)
+        assert np.array_equal(read.images, part.pictures.images[codes == code])
+        assert np.array_equal(read.labels, part.labels[codes == code])
         assert not read.images.flags.owndata
         assert not read.images.flags.writeable
     with Image.open(dataset.path / CONTACT_SHEET) as sheet:
         assert sheet.format == "PNG"
         assert sheet.height >= 10 * 48
+    assert leftovers(store) == []
+
+
+def test_statistics_are_those_of_numpy(tmp_path: Path, store: Store) -> None:
+    dataset = ingest(store, read_source(str(write_class_folders(tmp_path / "pets"))), "pets")
+    scaled = dataset.split("train").take(slice(None)) / 255
+    assert dataset.meta.statistics.mean == pytest.approx(scaled.mean((0, 2, 3)), rel=1e-12)
+    assert dataset.meta.statistics.std == pytest.approx(scaled.std((0, 2, 3)), rel=1e-12)
+    assert dataset.meta.normalization == dataset.meta.statistics
+
+
+def odd_files(folder: Path) -> dict[str, Image.Image]:
+    """Images of every odd kind, and what a person sees: Pillow's own rendering."""
+    folder.mkdir(parents=True)
+    seen: dict[str, Image.Image] = {}
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "Rotate 90 degrees clockwise to view".
+
+    def add(name: str, image: Image.Image, shown: Image.Image, **options: Any) -> None:
+        kind = {"jpg": "JPEG", "tif": "TIFF"}.get(name[-3:], name[-3:].upper())
+        (folder / name).write_bytes(encode(image, kind, **options))
+        seen[name] = shown
+
+    color, wide = picture(1), picture(2, (12, 8))
+    clear = color.copy()
+    clear.putalpha(picture(3, mode="L"))
+    white = Image.new("RGBA", (8, 8), "white")
+    add("gray.png", picture(4, mode="L"), picture(4, mode="L").convert("RGB"))
+    add("color.png", color, color)
+    add("clear.png", clear, Image.alpha_composite(white, clear).convert("RGB"))
+    palette = color.quantize(16)
+    add("palette.png", palette, palette.convert("RGB"))
+    add("bits.png", picture(5, mode="1"), picture(5, mode="1").convert("RGB"))
+    add("size.bmp", wide, ImageOps.fit(wide, (8, 8), Image.Resampling.BILINEAR))
+    turned = wide.transpose(Image.Transpose.ROTATE_270)
+    add("turned.png", wide, ImageOps.fit(turned, (8, 8), Image.Resampling.BILINEAR), exif=exif)
+    add("turned.tif", wide, ImageOps.fit(turned, (8, 8), Image.Resampling.BILINEAR), exif=exif)
+    samples = np.random.default_rng(6).integers(0, 65536, (8, 8), dtype=np.uint16)
+    add("deep.png", Image.fromarray(samples), Image.fromarray((samples // 257).astype("u1")))
+    frames = [picture(seed).quantize(32) for seed in (7, 8)]
+    add("moving.gif", frames[0], frames[0], save_all=True, append_images=frames[1:])
+    for name, image in (("cmyk.jpg", picture(9, mode="CMYK")), ("photo.jpg", picture(10))):
+        add(name, image, image)
+        with Image.open(folder / name) as written:
+            seen[name] = written.convert("RGB")
+    return seen
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_odd_files_become_what_a_person_sees(
+    tmp_path: Path, store: Store, storage: Literal["pixels", "encoded"]
+) -> None:
+    write_class_folders(tmp_path / "all" / "test", ("odd", "plain"), 2)
+    write_class_folders(tmp_path / "all" / "val", ("odd", "plain"), 2)
+    write_class_folders(tmp_path / "all" / "train", ("plain",), 2)
+    seen = odd_files(tmp_path / "all" / "train" / "odd")
+    source = read_source(str(tmp_path / "all"))
+    dataset = ingest(store, source, "odd", IngestOptions(size=(8, 8), storage=storage))
+    train = dataset.split("train")
+    assert isinstance(train, EncodedSplit if storage == "encoded" else Split)
+    for row, name in enumerate(sorted(seen)):
+        expected = np.asarray(seen[name].convert("RGB")).transpose(2, 0, 1)
+        np.testing.assert_array_equal(train.take(np.array([row]))[0], expected, err_msg=name)
 
 
 def test_the_same_content_makes_no_new_version(digits: Source, store: Store) -> None:
-    first = ingest(store, digits, "digits")
-    assert ingest(store, digits, "digits").reference == first.reference
-    other = ingest(store, digits, "digits", seed=1)
+    first, listener = ingest(store, digits, "digits"), Listener()
+    assert ingest(store, digits, "digits", watcher=listener).reference == first.reference
+    assert listener.said[-1] == "digits@1 holds the same content already"
+    other = ingest(store, digits, "digits", IngestOptions(seed=1))
     assert other.reference == "digits@2"
     assert other.meta.digest != first.meta.digest
     assert ingest(store, digits, "twin").meta.digest == first.meta.digest
+
+
+def test_progress_is_told(digits: Source, store: Store) -> None:
+    listener = Listener()
+    ingest(store, digits, "digits", watcher=listener)
+    assert "writing train: 1259 images" in listener.said
+    assert listener.steps[-1] == ("decoding", 1797, 1797)
+
+
+def test_parquet_folder_and_pixels_of_the_same_images_are_the_same_data(
+    tmp_path: Path, store: Store
+) -> None:
+    folder = write_class_folders(tmp_path / "pets", per_class=12)
+    files = sorted(folder.rglob("*.png"))
+    blobs = [file.read_bytes() for file in files]
+    write_parquet(tmp_path / "p.parquet", blobs, [0] * 12 + [1] * 12)
+    images = np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files])
+    part = Part(PixelPictures(images, "image"), np.repeat(np.arange(2), 12))
+    sources = [
+        read_source(str(folder)),
+        read_source(str(tmp_path / "p.parquet")),
+        Source("made", ("cat", "dog"), {"train": part}),
+    ]
+    digests = {ingest(store, source, f"s{i}").meta.digest for i, source in enumerate(sources)}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (3, 8, 8)),
+        ({"size": (4, 6)}, (3, 6, 4)),
+        ({"channels": 1}, (1, 8, 8)),
+        ({"size": (16, 16), "channels": 1, "resize": "pad"}, (1, 16, 16)),
+    ],
+)
+@pytest.mark.parametrize("made", ["files", "pixels"])
+def test_size_and_channels(
+    tmp_path: Path, store: Store, options: dict[str, Any], shape: tuple[int, ...], made: str
+) -> None:
+    source = read_source(str(write_class_folders(tmp_path / "pets")))
+    if made == "pixels":
+        # The same images, decoded by hand: they are fitted in the same way.
+        files = [tmp_path / "pets" / path for path in sorted((tmp_path / "pets").rglob("*.png"))]
+        images = np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files])
+        labels = source.parts["train"].labels
+        source = Source("made", ("cat", "dog"), {"train": Part(PixelPictures(images, ""), labels)})
+    dataset = ingest(store, source, "pets", IngestOptions(**options))
+    assert dataset.meta.image.shape == shape
+    assert dataset.meta.image.resize == options.get("resize", "crop")
+    assert everything(dataset).shape == (20, *shape)
+
+
+def test_gray_files_are_kept_gray(tmp_path: Path, store: Store) -> None:
+    folder = write_class_folders(tmp_path / "pets", mode="L")
+    assert ingest(store, read_source(str(folder)), "pets").meta.image.channels == 1
+    (folder / "cat" / "color.png").write_bytes(encode(picture(0)))
+    assert ingest(store, read_source(str(folder)), "pets").meta.image.channels == 3
+
+
+@pytest.mark.parametrize(
+    ("normalize", "mean", "std"),
+    [("half", (0.5,) * 3, (0.5,) * 3), ("none", (0.0,) * 3, (1.0,) * 3)],
+)
+def test_normalization(tmp_path: Path, store: Store, normalize: Any, mean: Any, std: Any) -> None:
+    source = read_source(str(write_class_folders(tmp_path / "pets")))
+    meta = ingest(store, source, "pets", IngestOptions(normalize=normalize)).meta
+    assert (meta.normalization.mean, meta.normalization.std) == (mean, std)
+    assert meta.statistics.mean == pytest.approx((0.5,) * 3, abs=0.05)
+
+
+def test_large_data_stays_encoded(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.sizing._PIXELS_LIMIT", 20 * 3 * 8 * 8 - 1)
+    source = read_source(str(write_class_folders(tmp_path / "pets")))
+    dataset = ingest(store, source, "pets")
+    assert dataset.meta.storage == "encoded"
+    train = dataset.split("train")
+    assert isinstance(train, EncodedSplit)
+    stored = {train.encoded(row) for row in range(len(train))}
+    assert stored <= {file.read_bytes() for file in (tmp_path / "pets").rglob("*.png")}
+    assert read_checks(dataset.path) is not None
+    few = ingest(store, source, "few", IngestOptions(size=(7, 8)))
+    assert few.meta.storage == "pixels"
+
+
+def test_images_of_several_sizes_need_one(tmp_path: Path, store: Store) -> None:
+    folder = write_class_folders(tmp_path / "pets", size=(12, 8))
+    (folder / "cat" / "x.png").write_bytes(encode(picture(0, (9, 20))))
+    # Lies on its side: a person sees 12x8 of it.
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    (folder / "cat" / "y.jpg").write_bytes(encode(picture(0, (8, 12)), "JPEG", exif=exif))
+    message = r"pets holds images of 2 sizes: 12x8 \(21\), 9x20 \(1\); choose one .* --size 8"
+    with pytest.raises(DataError, match=message):
+        ingest(store, read_source(str(folder)), "pets")
+    assert list(dataset_names(store)) == leftovers(store) == []
+
+
+def with_bad_files(folder: Path) -> Path:
+    write_class_folders(folder, per_class=20)
+    (folder / "cat" / "0003.png").write_bytes(b"no image")
+    broken = (folder / "dog" / "1004.png").read_bytes()
+    (folder / "dog" / "1004.png").write_bytes(broken[: len(broken) // 2])
+    (folder / "dog" / "gone.png").symlink_to(folder / "nowhere.png")
+    return folder
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_bad_files_stop_it_or_are_left_out(tmp_path: Path, store: Store, storage: Any) -> None:
+    folder = with_bad_files(tmp_path / "pets")
+    source = read_source(str(folder))
+    with pytest.raises(BadImagesError) as error:
+        ingest(store, source, "pets", IngestOptions(storage=storage))
+    text = str(error.value)
+    assert text.startswith("3 of 41 images cannot be used: cat/0003.png (not an image; allowed: ")
+    assert "dog/1004.png (damaged image: " in text
+    assert "dog/gone.png (No such file or directory); mend them, or leave" in text
+    assert [row["image"] for row in error.value.details["bad"]] == [
+        *("cat/0003.png", "dog/1004.png", "dog/gone.png")
+    ]
+    assert list(dataset_names(store)) == leftovers(store) == []
+    kept = ingest(store, source, "pets", IngestOptions(on_bad="skip", storage=storage))
+    kept.verify()
+    for file in ("cat/0003.png", "dog/1004.png", "dog/gone.png"):
+        (folder / file).unlink()
+    good = {
+        bytes(np.asarray(Image.open(file)).transpose(2, 0, 1)) for file in folder.rglob("*.png")
+    }
+    assert {bytes(image) for image in everything(kept)} == good
+    assert len(everything(kept)) == 38
+    scaled = kept.split("train").take(slice(None)) / 255
+    assert kept.meta.statistics.mean == pytest.approx(scaled.mean((0, 2, 3)))
+    checks = read_checks(kept.path)
+    assert checks is not None
+    assert [name for name, _ in checks.skipped] == ["cat/0003.png", "dog/1004.png", "dog/gone.png"]
+
+
+def test_many_bad_files_are_counted(tmp_path: Path, store: Store) -> None:
+    folder = write_class_folders(tmp_path / "pets", per_class=30)
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"x")
+    with pytest.raises(DataError, match="holds no image that can be read"):
+        ingest(store, read_source(str(folder)), "pets")
+    with pytest.raises(BadImagesError, match=r"^60 of 60 .* and 40 more; mend them") as error:
+        ingest(store, read_source(str(folder)), "pets", IngestOptions(size=(8, 8), channels=3))
+    assert len(error.value.details["bad"]) == 60
+
+
+def make_source(labels: list[int], num_classes: int) -> Source:
+    images = np.arange(len(labels) * 4, dtype=np.uint8).reshape(-1, 1, 2, 2)
+    part = Part(PixelPictures(images, "image"), np.array(labels, np.int64))
+    return Source("made", tuple(f"class{n}" for n in range(num_classes)), {"train": part})
 
 
 @pytest.mark.parametrize(
@@ -108,7 +315,7 @@ def test_the_same_content_makes_no_new_version(digits: Source, store: Store) -> 
 def test_too_few_images_are_refused(source: Source, message: str, store: Store) -> None:
     with pytest.raises(DataError, match=message):
         ingest(store, source, "bad")
-    assert not (store.datasets / "bad").exists()
+    assert list(dataset_names(store)) == leftovers(store) == []
 
 
 def test_a_failure_leaves_nothing(
@@ -120,7 +327,18 @@ def test_a_failure_leaves_nothing(
     monkeypatch.setattr("train.data.ingest.write_contact_sheet", fail)
     with pytest.raises(KeyboardInterrupt):
         ingest(store, digits, "digits")
-    assert list((store.datasets / "digits").iterdir()) == []
+    assert list(dataset_names(store)) == leftovers(store) == []
+
+
+def test_a_disk_without_room_is_told_before_the_work(
+    digits: Source, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.ingest._ROOM_TO_SPARE", 2**60)
+    with pytest.raises(
+        ConfigError, match=r"GiB free and the data set needs .* RAYBRIDGE_STORE, or"
+    ):
+        ingest(store, digits, "digits")
+    assert list(dataset_names(store)) == leftovers(store) == []
 
 
 def test_a_name_must_be_usable_everywhere(digits: Source, store: Store) -> None:
@@ -128,8 +346,121 @@ def test_a_name_must_be_usable_everywhere(digits: Source, store: Store) -> None:
         ingest(store, digits, "../digits")
 
 
-def test_progress_is_told(digits: Source, store: Store) -> None:
-    said: list[str] = []
-    tell: Callable[[str], None] = said.append
-    ingest(store, digits, "digits", progress=tell)
-    assert said[0] == "writing train: 1259 images"
+def test_two_at_once_write_two_versions(tmp_path: Path, store: Store) -> None:
+    sources = [
+        read_source(str(write_class_folders(tmp_path / str(number), first=5000 * number)))
+        for number in range(2)
+    ]
+    ready = threading.Barrier(2)
+
+    class Together(Silent):
+        def say(self, text: str) -> None:
+            if text.startswith("looking"):
+                ready.wait(timeout=60)
+
+    threads = [
+        threading.Thread(
+            target=ingest, args=(store, source, "pets"), kwargs={"watcher": Together()}
+        )
+        for source in sources
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert dataset_versions(store, "pets") == [1, 2]
+    versions = [Dataset.find(store, f"pets@{version}") for version in (1, 2)]
+    assert [dataset.meta.version for dataset in versions] == [1, 2]
+    assert versions[0].meta.digest != versions[1].meta.digest
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_images_are_added_and_stay_in_their_splits(
+    tmp_path: Path, store: Store, storage: Any
+) -> None:
+    folder = write_class_folders(tmp_path / "pets", per_class=20)
+    options = IngestOptions(storage=storage)
+    first = ingest(store, read_source(str(folder)), "pets", options)
+    # The folder has grown, as folders do: what is known already is not added again.
+    write_class_folders(folder, per_class=20, first=5000)
+    adding = IngestOptions(append=True)
+    second = ingest(store, read_source(str(folder)), "pets", adding)
+    second.verify()
+    assert second.reference == "pets@2"
+    assert (second.meta.parent, second.meta.parent_digest) == ("pets@1", first.meta.digest)
+    assert second.meta.storage == storage
+    for split in SPLITS:
+        old, new = first.split(split), second.split(split)
+        assert np.array_equal(new.take(slice(len(old))), old.take(slice(None)))
+        assert np.array_equal(new.labels[: len(old)], old.labels)
+        assert len(old) < len(new)
+    assert len({bytes(image) for image in everything(second)}) == 80
+    scaled = second.split("train").take(slice(None)) / 255
+    assert second.meta.statistics.mean == pytest.approx(scaled.mean((0, 2, 3)), rel=1e-9)
+    assert second.meta.statistics.std == pytest.approx(scaled.std((0, 2, 3)), rel=1e-9)
+    assert second.meta.normalization == first.meta.normalization
+    checks = read_checks(second.path)
+    assert checks is not None
+    assert checks.already_there == 40
+    assert checks.exact.total == 0
+    listener = Listener()
+    again = ingest(store, read_source(str(folder)), "pets", adding, watcher=listener)
+    assert again.reference == "pets@2"
+    assert listener.said[-1] == "pets@2 has all of these images already"
+
+
+def test_files_of_the_version_added_to_are_shared(tmp_path: Path, store: Store) -> None:
+    folder = write_class_folders(tmp_path / "pets", per_class=20)
+    first = ingest(store, read_source(str(folder)), "pets", IngestOptions(storage="encoded"))
+    more = write_class_folders(tmp_path / "more", ("dog",), per_class=10, first=7000)
+    write_class_folders(tmp_path / "more", ("cat",), per_class=1, first=8000)
+    second = ingest(store, read_source(str(more)), "pets", IngestOptions(append=True))
+    second.verify()
+    old, new = (dataset.meta.splits["train"].shards for dataset in (first, second))
+    assert new[: len(old)] == old
+    assert [shard.file for shard in new] == ["train-00000.arrow", "train-00001.arrow"]
+    for shard in old:
+        assert os.path.samefile(first.path / shard.file, second.path / shard.file)
+    # Data sets of before there were fingerprints can be added to as well.
+    (second.path / "fingerprints.arrow").unlink()
+    third = ingest(store, read_source(str(folder)), "pets", IngestOptions(append=True))
+    assert third.reference == "pets@2"
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "message"),
+    [
+        ({}, ("cat", "cow"), "more has class cow, which pets@1 lacks; its classes are cat, dog"),
+        ({"size": (4, 4)}, ("cat", "dog"), "--size: pets@1 has 8x8, .*; leave out --size"),
+        ({"channels": 1}, ("cat", "dog"), "--channels: pets@1 has 3, and so has what is added"),
+        ({"resize": "pad"}, ("cat", "dog"), "--resize: pets@1 has crop"),
+        ({"storage": "encoded"}, ("cat", "dog"), "--storage encoded: pets@1 keeps pixels, and so"),
+    ],
+)
+def test_what_does_not_fit_is_not_added(
+    tmp_path: Path, store: Store, options: dict[str, Any], classes: tuple[str, ...], message: str
+) -> None:
+    ingest(store, read_source(str(write_class_folders(tmp_path / "pets"))), "pets")
+    more = read_source(str(write_class_folders(tmp_path / "more", classes, first=9000)))
+    with pytest.raises(DataError, match=message):
+        ingest(store, more, "pets", IngestOptions(append=True, **options))
+    assert dataset_versions(store, "pets") == [1]
+    with pytest.raises(NotFoundError, match="--append: there is no data set 'other' to add to"):
+        ingest(store, more, "other", IngestOptions(append=True))
+
+
+def test_sizes_are_read() -> None:
+    assert parse_size("32") == (32, 32)
+    assert parse_size("320X240") == (320, 240)
+
+
+@pytest.mark.parametrize("text", ["", "0", "x", "32x", "1x2x3", "5000", "-3", "3.5"])
+def test_sizes_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(DataError, match="expected pixels from 1 to 4096"):
+        parse_size(text)
+
+
+def test_spec_is_what_a_server_uses(tmp_path: Path, store: Store) -> None:
+    source = read_source(str(write_class_folders(tmp_path / "pets")))
+    dataset = ingest(store, source, "pets", IngestOptions(size=(6, 4), resize="stretch"))
+    assert dataset.meta.image == ImageSpec(height=4, width=6, channels=3, resize="stretch")

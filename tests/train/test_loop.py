@@ -17,12 +17,12 @@ from train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
-    weights_sha256,
 )
 from train.comm import Alone
 from train.config import TrainConfig
 from train.loop import Trainer, step_seed
 from train.recipes import get_recipe
+from train.weights import weights_sha256
 
 CPU = torch.device("cpu")
 

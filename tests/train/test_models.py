@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from cluster.dataset import ChannelStatistics, Dataset
 from cluster.errors import CheckpointError, ConfigError
 from cluster.images import ImageSpec
-from train.checkpoint import load_state_dict, save_state_dict
-from train.config import Activation, NetConfig, ResNetConfig
+from train.config import Activation, NetConfig, ResNetConfig, TrainConfig
 from train.models.classifier import Classifier, build_classifier, num_parameters
 from train.models.net import Net
 from train.models.resnet import ResNet
+from train.weights import load_state_dict, save_state_dict
 
 
 class ArticleNet(nn.Module):
@@ -149,11 +149,12 @@ def test_the_classifier_normalises_bytes() -> None:
 
 
 def test_first_weights_depend_on_the_seed_alone(digits_dataset: Dataset) -> None:
+    config = TrainConfig(recipe="test", data="digits")
     torch.manual_seed(5)
-    first = build_classifier(NetConfig(), digits_dataset.meta, 1)
+    first = build_classifier(config.model_copy(update={"seed": 1}), digits_dataset.meta)
     torch.manual_seed(6)
-    again = build_classifier(NetConfig(), digits_dataset.meta, 1)
-    other = build_classifier(NetConfig(), digits_dataset.meta, 2)
+    again = build_classifier(config.model_copy(update={"seed": 1}), digits_dataset.meta)
+    other = build_classifier(config.model_copy(update={"seed": 2}), digits_dataset.meta)
     assert torch.equal(first.net.conv1.weight, again.net.conv1.weight)  # type: ignore[arg-type, union-attr]
     assert not torch.equal(first.net.conv1.weight, other.net.conv1.weight)  # type: ignore[arg-type, union-attr]
 
@@ -163,4 +164,4 @@ def test_images_too_small_for_the_network_are_refused(digits_dataset: Dataset) -
         update={"image": ImageSpec(height=5, width=5, channels=1)}
     )
     with pytest.raises(ConfigError, match=r"model.name=net .*5"):
-        build_classifier(NetConfig(), tiny, 0)
+        build_classifier(TrainConfig(recipe="test", data="digits"), tiny)

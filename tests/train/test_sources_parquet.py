@@ -98,11 +98,11 @@ def no_labels(folder: Path) -> None:
 
 
 def null_label(folder: Path) -> None:
-    write_parquet(folder / "a.parquet", pngs(3), [0, None, 1])  # type: ignore[list-item]
+    write_parquet(folder / "a.parquet", pngs(3), [0, None, 1])
 
 
 def float_labels(folder: Path) -> None:
-    write_parquet(folder / "a.parquet", pngs(2), [0.5, 1.5], names=None)  # type: ignore[list-item]
+    write_parquet(folder / "a.parquet", pngs(2), [0.5, 1.5], names=None)
 
 
 def unlabelled_test(folder: Path) -> None:

@@ -22,9 +22,7 @@ _OFFERS = ("shape", "num_classes", "in_channels", "height", "width")
 _SIGNATURE = "build(shape, num_classes, **options), with shape = (channels, height, width)"
 
 
-def build_from_file(
-    config: FileConfig, shape: tuple[int, int, int], num_classes: int
-) -> nn.Module:
+def build_from_file(config: FileConfig, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Run the file and call its factory.
 
     Raises:
@@ -75,11 +73,12 @@ def check_alone(path: Path) -> None:
     except (SyntaxError, ValueError):
         return  # Running it says where and what.
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = ["." if node.level else node.module or ""]
+        else:
+            continue
         for name in (name.partition(".")[0] for name in names):
             near = (path.parent / f"{name}.py", path.parent / name / "__init__.py")
             if not name or (name not in PACKAGES and any(file.is_file() for file in near)):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx.external_data_helper
 import onnx.helper
@@ -20,7 +21,10 @@ from train.models.source import check_sha256, read_file
 
 MIN_OPSET = 9
 _OURS = "raybridge/"
-_TYPES = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.UINT8: np.uint8}
+_TYPES: dict[int, npt.DTypeLike] = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.UINT8: np.uint8,
+}
 
 
 class OnnxNet(nn.Module):
@@ -118,7 +122,7 @@ def to_bundle_graph(net: OnnxNet, normalization: ChannelStatistics, output: Outp
     shape = [len(normalization.mean), *_sizes(given)[2:]]
     nodes = list(graph.node)
     for field in ("node", "input", "output", "value_info"):
-        graph.ClearField(field)  # type: ignore[arg-type]
+        graph.ClearField(field)
     graph.node.extend([*_front(graph, net, normalization, old_input), *nodes])
     graph.node.extend(_back(graph, output, old_output))
     helper = onnx.helper
@@ -212,7 +216,7 @@ def _rename(graph: Any, old: str, new: str) -> None:
 
 def _find_input(
     graph: Any, shape: tuple[int, int, int], where: str
-) -> tuple[str, type[np.generic], int | None]:
+) -> tuple[str, npt.DTypeLike, int | None]:
     """Name and type of the input, and its batch if that is fixed."""
     initial = {tensor.name for tensor in graph.initializer}
     inputs = [entry for entry in graph.input if entry.name not in initial]
@@ -252,7 +256,8 @@ def _find_output(graph: Any, num_classes: int, where: str) -> str:
 
 
 def _check_opset(model: Any, where: str) -> None:
-    opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    versions = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    opset = max(versions, default=0)
     if opset < MIN_OPSET:
         raise ConfigError(
             f"{where} is of ONNX opset {opset}; {MIN_OPSET} or later is taken: "

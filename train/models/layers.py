@@ -3,27 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from cluster.errors import ConfigError
 
-
-def first_conv(net: nn.Module) -> tuple[str, nn.Conv2d]:
-    """Name and module of the first convolution.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d):
-            return name, module
-    raise ConfigError(f"{type(net).__name__} has no convolution to fit to the image's channels")
+def find_first_conv(net: nn.Module) -> str | None:
+    """Name of the first convolution over images, in the order in which layers were defined."""
+    return next((name for name, one in net.named_modules() if isinstance(one, nn.Conv2d)), None)
 
 
 def last_layer(net: nn.Module) -> str:
     """Name of the last linear layer or convolution, in the order in which they were defined."""
     names = [
-        name
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
     ]
     return names[-1] if names else ""
 

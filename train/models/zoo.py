@@ -1,7 +1,6 @@
 """Networks of torchvision and timm by name, their first and last layers fitted to the data."""
 
 import difflib
-import inspect
 import re
 import types
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from cluster.errors import ConfigError
 from train.config import TimmConfig, TorchvisionConfig
-from train.models.layers import fit_channels, first_conv
+from train.models.layers import find_first_conv, fit_channels
 
 _CHANNELS = 3
 """What torchvision's first layers take."""
@@ -42,7 +41,8 @@ def build_torchvision(
 
     where = f"model.arch={config.arch}"
     if config.arch not in torchvision_names():
-        raise ConfigError(unknown_name(f"torchvision has no classifier {config.arch!r}", config.arch, torchvision_names()))
+        problem = f"torchvision has no classifier {config.arch!r}"
+        raise ConfigError(unknown_name(problem, config.arch, torchvision_names()))
     options = _size_options(config, shape)
     options |= _torchvision_options(config, where)
     try:
@@ -55,7 +55,7 @@ def build_torchvision(
         _replace_first(net, shape[0])
     if config.stem == "small":
         if not isinstance(net, ResNet):
-            raise ConfigError(f"model.stem=small is for networks of the ResNet family, not {config.arch}")
+            raise ConfigError(f"model.stem=small is for ResNets and their kin, not {config.arch}")
         _shrink_stem(net)
     return net
 
@@ -139,20 +139,16 @@ def unknown_name(problem: str, name: str, known: Iterable[str]) -> str:
 
 
 def _torchvision_options(config: TorchvisionConfig, where: str) -> dict[str, Any]:
-    import torchvision.models
-
     taken = _OWN_ARGUMENTS & config.options.keys()
     if taken:
         raise ConfigError(f"{where}: model.options.{sorted(taken)[0]} is decided by the data")
     options = dict(config.options)
-    parameters = inspect.signature(torchvision.models.get_model_builder(config.arch)).parameters
     if config.arch in ("googlenet", "inception_v3"):
         # Their auxiliary classifiers would make the output a tuple in training; the initial values
         # of older versions take half a minute; their own change of pixels is that of ImageNet.
         options = {"aux_logits": False, "init_weights": True, "transform_input": False} | options
         if options["aux_logits"]:
             raise ConfigError(f"{where}: model.options.aux_logits=true is not supported")
-    assert "weights" in parameters
     return options
 
 
@@ -174,7 +170,10 @@ def _size_options(config: TorchvisionConfig, shape: tuple[int, int, int]) -> dic
 
 
 def _replace_first(net: nn.Module, channels: int) -> None:
-    name, conv = first_conv(net)
+    name = find_first_conv(net)
+    assert name is not None
+    conv = net.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d)
     fitted = nn.Conv2d(
         channels,
         conv.out_channels,
@@ -226,7 +225,9 @@ def _create_timm(
     return net
 
 
-def _timm_size(timm: types.ModuleType, config: TimmConfig, shape: tuple[int, int, int]) -> dict[str, Any]:
+def _timm_size(
+    timm: types.ModuleType, config: TimmConfig, shape: tuple[int, int, int]
+) -> dict[str, Any]:
     """The image's size, for networks that must know it: those with a fixed input size."""
     defaults = timm.get_pretrained_cfg(config.arch)
     if defaults is None or not defaults.fixed_input_size:
@@ -239,7 +240,7 @@ def _import_timm() -> types.ModuleType:
         import timm
     except ImportError:
         raise ConfigError("timm is not installed; pip install 'raybridge[timm]'") from None
-    return timm  # type: ignore[no-any-return]
+    return timm
 
 
 def _listed(options: dict[str, Any]) -> str:
