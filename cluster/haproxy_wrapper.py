@@ -58,10 +58,8 @@ def tighten(config: str, folder: str) -> str:
         *(f"errorfile {status} {folder}/{UNAVAILABLE_FILE}" for status in _UNAVAILABLE_STATUS),
     ]
     edited = _insert(edited, r"defaults\n", defaults)
-    # Not inherited from the defaults.
-    edited = re.sub(
-        r"^\s+default-server .*", rf"\g<0> tcp-ut {SILENCE_S}s", edited, flags=re.MULTILINE
-    )
+    # As a default of servers HAProxy takes it, and forgets it.
+    edited = re.sub(r"^\s+server .*", rf"\g<0> tcp-ut {SILENCE_S}s", edited, flags=re.MULTILINE)
     edited = _insert(
         edited,
         r"frontend http_frontend\n\s*bind [^\n]*\n",

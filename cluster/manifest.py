@@ -35,7 +35,7 @@ KEYS_SECRET = "raybridge-keys"
 HAPROXY_FOLDER = Path("/home/ray/haproxy")
 SERVE_PORT = 8000
 HEAD_CPUS = 2
-# What KubeRay adds to a name, and a label's 63 characters, leave that much.
+# A label has 63 characters, and KubeRay appends to names.
 _MAX_NAME = 30
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
@@ -88,8 +88,12 @@ def shared_addresses(settings: Settings, store_claim: str | None) -> dict[str, s
     """The variables by which pods find store and MLflow.
 
     Raises:
-        UserError: either is on this machine only.
+        UserError: either is on this machine only, or shows a password.
     """
+    if settings.remote is not None and store_claim is not None:
+        raise UserError(
+            f"--store-claim {store_claim}: {STORE_VARIABLE}={settings.address} needs no volume"
+        )
     if settings.remote is None and store_claim is None:
         raise UserError(
             f"{STORE_VARIABLE}={settings.address} is a folder, which pods do not see: export "
@@ -159,7 +163,7 @@ def render(
         "run": lineage.run,
         "reference": reference,
         "train_name": train_name,
-        "serve_name": f"{slug or 'model'}-serve",
+        "serve_name": slug or "model",
         "token_secret": TOKEN_SECRET,
         "keys_secret": KEYS_SECRET,
         "head_cpus": HEAD_CPUS,
@@ -176,7 +180,7 @@ def render(
         keep_trailing_newline=True,
         autoescape=False,
     )
-    templates.filters["shell"] = shlex.quote
+    templates.filters |= {"quoted": json.dumps, "shell": shlex.quote}
     job = _cluster_spec(templates, values, train_name if config is not None else None, grows=False)
     service = _cluster_spec(templates, values, None, grows=True)
     clusters = {"rayjob.yaml": job, "rayservice.yaml": service}
@@ -250,7 +254,7 @@ def _serve_config(deployment: Deployment, model: str, reference: str) -> str:
                 "name": "raybridge-root",
                 "route_prefix": "/",
                 "import_path": "serve.declarative:root",
-                "args": {"haproxy_folder": HAPROXY_FOLDER.as_posix()},
+                "args": {"haproxy": True},
             },
             {
                 "name": f"model-{model}",
@@ -258,7 +262,7 @@ def _serve_config(deployment: Deployment, model: str, reference: str) -> str:
                 "import_path": "serve.declarative:model",
                 "args": {
                     "reference": reference,
-                    "haproxy_folder": HAPROXY_FOLDER.as_posix(),
+                    "haproxy": True,
                     # Reserved, so that Kubernetes adds pods as Serve adds replicas.
                     "cpus_per_replica": 1,
                     "config": {

@@ -13,37 +13,37 @@ import ray
 import ray.serve as ray_serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.api import RunTarget
-from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
+from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import (  # type: ignore[attr-defined]
     ApplicationStatus,
-    LoggingConfig,
     ReplicaState,
 )
 
 from cluster import ingress
 from cluster.errors import RaybridgeError, ServingError, UserError
+from serve.applications import (
+    MODEL_DEPLOYMENT,
+    Placement,
+    model_application,
+    root_application,
+)
 from serve.config import HttpConfig, ServeConfig
-from serve.replica import APP_PREFIX, ROOT_APP, ModelReplica, RootReplica
+from serve.replica import APP_PREFIX, ROOT_APP
 from serve.topology import (
     ANY_HOSTS,
-    HEAD_RESOURCE,
     LOOPBACK_HOSTS,
     Head,
     Wiring,
     alive_nodes,
     find_head,
     haproxy_folder,
-    import_path,
     prepare_head,
 )
 
 _CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 _NAMESPACE = "serve"
-_DEPLOYMENT = "model"
-_HEALTH_PERIOD_S = 2.0
-_METRICS_INTERVAL_S = 1.0
 _ROOT_TIMEOUT_S = 30.0
 
 
@@ -81,6 +81,11 @@ class Ingress:
     def spreads(self) -> bool:
         """Whether replicas on other nodes than the head's can be reached."""
         return not self.haproxy or not self.every_node or self.host in ANY_HOSTS
+
+    @property
+    def placement(self) -> Placement:
+        """Where replicas run behind it."""
+        return Placement(haproxy=self.haproxy, spreads=self.spreads)
 
     def wiring(self) -> Wiring:
         """What replicas must know of it."""
@@ -238,54 +243,18 @@ class ServeCluster:
         Raises:
             ServingError: it does not come up.
         """
-        replica = config.replica
-        deployment = ray_serve.deployment(
-            name=_DEPLOYMENT,
-            autoscaling_config=AutoscalingConfig(
-                min_replicas=config.scaling.min_replicas,
-                initial_replicas=max(1, config.scaling.min_replicas),
-                max_replicas=config.scaling.max_replicas,
-                target_ongoing_requests=config.scaling.target_ongoing_requests,
-                upscale_delay_s=config.scaling.upscale_delay_s,
-                downscale_delay_s=config.scaling.downscale_delay_s,
-                # The autoscaler would hear of load every 10 s, and look at the mean of 30 s. Ray
-                # calls the first option deprecated, but nothing reads the variables that are to
-                # replace it.
-                metrics_interval_s=_METRICS_INTERVAL_S,
-                look_back_period_s=3 * _METRICS_INTERVAL_S,
-            ),
-            # Above our own bound, so that refusals are ours: JSON with Retry-After.
-            max_ongoing_requests=2 * replica.max_queued + 100,
-            ray_actor_options=_actor_options(
-                http_ingress, {"OMP_NUM_THREADS": str(replica.threads)}
-            ),
-            health_check_period_s=_HEALTH_PERIOD_S,
-            graceful_shutdown_timeout_s=20,
-            max_surge_percent=100,
-            max_constructor_retry_count=3,
-            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        application = model_application(
+            name, store_address, config, http_ingress.wiring(), http_ingress.placement
         )
-        target = deployment(ModelReplica).bind(name, store_address, replica, http_ingress.wiring())
-        _run(target, f"{APP_PREFIX}{name}", f"/v2/models/{name}")
+        _run(application, f"{APP_PREFIX}{name}", f"/v2/models/{name}")
 
     def begin_root(self, store_address: str, http_ingress: Ingress) -> None:
         """Set the root application going unless it runs."""
         app = ray_serve.status().applications.get(ROOT_APP)
         if app is not None and app.status == ApplicationStatus.RUNNING:
             return
-        deployment = ray_serve.deployment(
-            name="root",
-            num_replicas=1,
-            max_ongoing_requests=1000,
-            ray_actor_options=_actor_options(http_ingress, {}),
-            max_surge_percent=100,
-            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-        )
-        target = RunTarget(
-            deployment(RootReplica).bind(store_address, http_ingress.wiring()),
-            ROOT_APP,
-            "/",
-        )
+        application = root_application(store_address, http_ingress.wiring(), http_ingress.placement)
+        target = RunTarget(application, ROOT_APP, "/")
         with contextlib.suppress(RuntimeError, ValueError, RayServeException, RayError):
             ray_serve.run_many([target], wait_for_applications_running=False)
 
@@ -365,7 +334,7 @@ class RayFleet:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._handle = ray_serve.get_deployment_handle(_DEPLOYMENT, f"{APP_PREFIX}{model}")
+        self._handle = ray_serve.get_deployment_handle(MODEL_DEPLOYMENT, f"{APP_PREFIX}{model}")
 
     def call_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         """Call a method on every running replica."""
@@ -392,21 +361,6 @@ def _run(target: Any, app_name: str, route_prefix: str) -> None:
         ray_serve.run(target, name=app_name, route_prefix=route_prefix)
     except (RuntimeError, ValueError, RayServeException, RayError) as error:
         raise ServingError(f"{route_prefix} does not come up: {_reason(error)}") from None
-
-
-def _actor_options(http_ingress: Ingress, env_vars: dict[str, str]) -> dict[str, Any]:
-    switches = ingress.replica_switches() if http_ingress.haproxy else {}
-    options: dict[str, Any] = {
-        # Nothing is reserved: on two CPUs a tenth of one would keep a two-worker trainer waiting.
-        "num_cpus": 0,
-        # But a byte, for form's sake: what takes nothing at all is begun by a node drawn by lot, and
-        # each node counts on its own when it spreads replicas, so that they end up together.
-        "memory": 1,
-        "runtime_env": {"env_vars": {**switches, **import_path(), **env_vars}},
-    }
-    if not http_ingress.spreads:
-        options["resources"] = {HEAD_RESOURCE: 0.0001}
-    return options
 
 
 def _reason(error: BaseException) -> str:

@@ -168,6 +168,21 @@ def fit(
             "--set", metavar="PATH=VALUE", help="One field, such as optim.lr=0.01; repeatable."
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Another network than the recipe's: net, resnet, any classifier of torchvision "
+            "(resnet18), timm:NAME, or FILE.py:FACTORY; docs/models.md says more."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Begin with these weights (.pth, .safetensors), or with those that 'torchvision' "
+            "or 'timm' publishes; the last layer may be for other classes.",
+        ),
+    ] = None,
     run_name: Annotated[
         str | None, typer.Option("--name", help="Name of the run. [default: made up]")
     ] = None,
@@ -187,6 +202,7 @@ def fit(
     dies is replaced and the run goes on from its newest checkpoint, to the same weights.
     """
     from cluster.config import parse_overrides, read_config_file
+    from train.models.choice import choose_model
     from train.recipes import get_recipe
 
     output = Output(as_json)
@@ -200,6 +216,10 @@ def fit(
     changes = parse_overrides(pairs)
     if data is not None:
         changes["data"] = data
+    if pretrained is not None:
+        changes["pretrained"] = pretrained
+    if model is not None:
+        changes["model"] = choose_model(model, changes.get("model", {}))
     config = config.with_changes(changes, "fit")
     if show:
         output.say(config.model_dump_json(indent=2))
@@ -274,6 +294,75 @@ def export(
     from train.commands import run_export
 
     run_export(run, Output(as_json), model=model, register=register, aliases=alias or [])
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Weights (.pth, .safetensors), or a graph (.onnx).")],
+    data: Annotated[
+        str, typer.Option(help="Data set that it is measured on, NAME or NAME@VERSION.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The network of the weights, as in `train fit --model`; an ONNX graph needs none."
+        ),
+    ] = None,
+    normalize: Annotated[
+        str,
+        typer.Option(
+            help="What the model takes pixels as: dataset, imagenet, half (-1 to 1), none (0 to "
+            "1), bytes (0 to 255), or 'mean=0.5,0.5,0.5;std=0.2,0.2,0.2'. auto: what gives the "
+            "lowest loss on the validation split."
+        ),
+    ] = "auto",
+    outputs: Annotated[
+        Literal["logits", "probabilities"],
+        typer.Option("--output", help="What the model gives for each class."),
+    ] = "logits",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Such as model.options.width=32; repeatable."
+        ),
+    ] = None,
+    run_name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run. [default: made up]")
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Register as a version of this model.")
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(help="Point this alias at the version, such as champion; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a run and a bundle of a model that was trained elsewhere.
+
+    It is measured on the test split; the bundle is checked against the model as it came over that
+    whole split, as `train export` does. From there on it is a run like any other: evaluate, export,
+    serve. Nothing is unpickled: of a whole pickled model, save the state_dict or the ONNX graph.
+    """
+    from cluster.config import parse_overrides
+    from train.commands import run_import
+    from train.importing import ImportRequest
+
+    request = ImportRequest(
+        data=data,
+        model=model,
+        normalize=normalize,
+        output=outputs,
+        changes=parse_overrides(overrides or []),
+    )
+    run_import(
+        file,
+        request,
+        Output(as_json),
+        run_name=run_name,
+        register=register,
+        aliases=alias or [],
+    )
 
 
 @app.command()

@@ -1,12 +1,14 @@
 """What the commands do once their arguments are read: connect, work, show."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cluster.bundle import Bundle
 from cluster.cli import Output
 from cluster.dataset import SplitName
+from cluster.errors import UserError
 from cluster.events import Event
 from cluster.session import connect
 from cluster.settings import Settings
@@ -16,6 +18,7 @@ from train.config import TrainConfig
 from train.evaluate import evaluate_run
 from train.export import export_run
 from train.fit import FitOutcome, fit, prepare, resume
+from train.importing import ImportRequest, import_model, prepare_import
 from train.metrics import Evaluation
 from train.report import write_report
 from train.runs import Run, find_run
@@ -98,6 +101,48 @@ def run_export(
     output.result({"run": run.name, **_bundle_result(bundle, version)})
 
 
+def run_import(
+    file: Path,
+    request: ImportRequest,
+    output: Output,
+    *,
+    run_name: str | None,
+    register: str | None,
+    aliases: Sequence[str],
+) -> None:
+    """``train import``."""
+    settings = Settings.from_env()
+    store = Store.open(settings.address)
+    store.ensure_writable()
+    if register is not None:
+        check_name("model", register)
+    elif aliases:
+        raise UserError("--alias points at a version: name its model with --register")
+    prepared = prepare_import(file, request, store, run_name, output.say)
+    tracking = Tracking(settings)
+    outcome = import_model(prepared, store, tracking, run_name)
+    run, evaluation = outcome.run, outcome.evaluation
+    show_evaluation(evaluation, output)
+    output.say(f"run {run.name}: imported {file.name}, report {run.report_file}")
+    bundle = export_run(run, store, register)
+    version = None
+    if register is not None:
+        version = tracking.register(
+            register, bundle, run_id=run.info().mlflow_run_id, aliases=aliases
+        )
+    _show_bundle(bundle, version, output)
+    output.result(
+        {
+            "run": run.name,
+            **evaluation.summary(),
+            "normalize": prepared.config.model_dump(mode="json")["normalize"],
+            "weights_sha256": outcome.result.weights_sha256,
+            "report": str(run.report_file),
+            **_bundle_result(bundle, version),
+        }
+    )
+
+
 def show_evaluation(evaluation: Evaluation, output: Output) -> None:
     """Print the figures of a split, and the table of its classes."""
     summary = evaluation.summary()
@@ -162,7 +207,7 @@ def _register(
 def _show_bundle(bundle: Bundle, version: ModelVersion | None, output: Output) -> None:
     parity = bundle.manifest.parity
     output.say(
-        f"bundle {bundle.path} ({bundle.digest[:16]}): PyTorch and ONNX Runtime agree on "
+        f"bundle {bundle.path} ({bundle.digest[:16]}): its graph and the model agree on "
         f"{parity.images} test images, largest difference {parity.max_abs_diff:.2g}"
     )
     if version is not None:

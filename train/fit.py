@@ -13,7 +13,7 @@ from cluster.session import Session
 from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
 from train.checkpoint import save_checkpoint
-from train.config import OnnxConfig, SourceConfig, TrainConfig
+from train.config import IMPORT_RECIPE, OnnxConfig, SourceConfig, TrainConfig
 from train.data.loader import TrainLoader
 from train.job import Placement, choose_placement, train_on_ray
 from train.loop import first_checkpoint
@@ -164,7 +164,13 @@ def resume(
     if workers is not None:
         changes["resources"] = {"workers": workers}
     with run.alone():
-        config = run.config().with_changes(changes, "resume")
+        config = run.config()
+        if config.recipe == IMPORT_RECIPE:
+            raise NotFoundError(
+                f"run {run.name} was imported, and has no training to go on with; begin with its "
+                f"weights: python -m train fit RECIPE --model MODEL --pretrained {run.weights_file}"
+            )
+        config = config.with_changes(changes, "resume")
         if run.finished and config.epochs <= run.result().epochs:
             raise NotFoundError(
                 f"run {run.name} has finished its {run.result().epochs} epochs; "
@@ -254,19 +260,29 @@ def _carry_out(
                 "tracking": log.failures,
             },
         )
-        run.write_result(result)
-        _evaluate(run, dataset, "val")
-        evaluation = _evaluate(run, dataset, "test")
-        write_report(run, dataset)
-        log.metrics({f"test_{k}": v for k, v in evaluation.summary().items()}, worked.steps)
-        for name in (run.report_file.name, "config.json", run.evaluation_file("test").name):
-            log.artifact(run.folder.pull(name))
+        evaluation = conclude(run, dataset, result, log)
     except BaseException as error:
         # An interrupt, and Ray's answer to SIGTERM, are no Exceptions.
         log.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     log.finish("FINISHED")
     return FitOutcome(run, result, evaluation)
+
+
+def conclude(run: Run, dataset: Dataset, result: RunResult, log: RunLog) -> Evaluation:
+    """Write what came of a run: its result, evaluations from its logits, and its report.
+
+    Returns:
+        The evaluation of the test split.
+    """
+    run.write_result(result)
+    _evaluate(run, dataset, "val")
+    evaluation = _evaluate(run, dataset, "test")
+    write_report(run, dataset)
+    log.metrics({f"test_{k}": v for k, v in evaluation.summary().items()}, result.steps)
+    for name in (run.report_file.name, "config.json", run.evaluation_file("test").name):
+        log.artifact(run.folder.pull(name))
+    return evaluation
 
 
 def _evaluate(run: Run, dataset: Dataset, split: SplitName) -> Evaluation:

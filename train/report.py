@@ -66,7 +66,7 @@ def write_report(run: Run, dataset: Dataset) -> Path:
         evaluation=evaluation,
         dataset=dataset.meta,
         summary=evaluation.summary(),
-        curves=_draw_curves(result.history, config, result.steps),
+        curves=_draw_curves(result.history, config, result.steps) if result.history else "",
         calibration=_draw_calibration(evaluation),
         shades=_shades(evaluation),
         mistakes=_mistakes(run, dataset),

@@ -2,7 +2,9 @@
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,18 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from cluster.images import FORMATS, MAX_BYTES, ImageError, ImageSpec, decode_image, encode_png
+from cluster.images import (
+    FORMATS,
+    MAX_BYTES,
+    ImageError,
+    ImageSpec,
+    decode_image,
+    encode_png,
+    fit_pixels,
+    read_header,
+)
 
 GRAY = ImageSpec(height=4, width=4, channels=1)
 RGB = ImageSpec(height=4, width=4, channels=3)
@@ -194,3 +205,76 @@ def test_png_round_trip(channels: int) -> None:
     )
     spec = ImageSpec.decode({"height": 5, "width": 7, "channels": channels}, "spec")
     np.testing.assert_array_equal(decode_image(encode_png(pixels), spec), pixels)
+
+
+def header(data: bytes) -> tuple[int, int, int]:
+    found = read_header(io.BytesIO(data))
+    return found.width, found.height, found.channels
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "channels"),
+    [
+        (solid("L", 0, (5, 3)), "PNG", 1),
+        (solid("LA", (0, 9), (5, 3)), "PNG", 1),
+        (solid("1", 0, (5, 3)), "TIFF", 1),
+        (solid("I;16", 0, (5, 3)), "PNG", 1),
+        (solid("RGB", RED, (5, 3)), "WEBP", 3),
+        (solid("CMYK", (0, 0, 0, 0), (5, 3)), "JPEG", 3),
+        (solid("RGB", RED, (5, 3)).convert("P"), "GIF", 3),
+    ],
+)
+def test_a_header_tells_size_and_kind(image: Image.Image, kind: str, channels: int) -> None:
+    assert header(encoded(image, kind)) == (5, 3, channels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_headers_size_is_that_of_the_upright_image(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(solid("RGB", RED, (40, 24)), kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        upright = ImageOps.exif_transpose(opened).size
+    assert header(data) == (*upright, 3)
+    spec = ImageSpec.decode({"width": upright[0], "height": upright[1], "channels": 3}, "spec")
+    assert decode_image(data, spec).shape == spec.shape
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", _bomb(30_000, 30_000)])
+def test_a_header_that_cannot_be_used(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        header(data)
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("given_channels", [1, 3])
+def test_pixels_are_fitted_as_files_are(resize: Any, channels: Any, given_channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (given_channels, 9, 14), dtype=np.uint8)
+    spec = ImageSpec(height=6, width=5, channels=channels, resize=resize)
+    np.testing.assert_array_equal(fit_pixels(pixels, spec), decode_image(encode_png(pixels), spec))
+
+
+def test_pillows_warnings_are_silent_and_others_are_not() -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\0\0\0\0"
+    data = encoded(solid("RGB", RED, (16, 16)), "JPEG", exif=exif)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        assert caught, "Pillow warns of this"
+        caught.clear()
+        decode_image(data, RGB)
+        assert not caught
+        warnings.warn("ours", stacklevel=1)
+        assert len(caught) == 1
+
+
+def test_what_was_asked_of_warnings_survives_many_threads() -> None:
+    data = encoded(solid("RGB", RED))
+    with warnings.catch_warnings():
+        decode_image(data, RGB)
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: decode_image(data, RGB), range(400)))
+        assert list(warnings.filters) == before

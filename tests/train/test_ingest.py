@@ -1,6 +1,7 @@
 """From a source to a data set: what is kept is what a person sees, and nothing else is."""
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pytest
-from pictures import encode, picture, write_class_folders, write_parquet
+from harness import run_command
+from pictures import encode, picture, pngs, write_class_folders, write_parquet
 from PIL import Image, ImageOps
 
 from cluster.dataset import SPLITS, Dataset, EncodedSplit, Split, dataset_names, dataset_versions
@@ -464,3 +466,44 @@ def test_spec_is_what_a_server_uses(tmp_path: Path, store: Store) -> None:
     source = read_source(str(write_class_folders(tmp_path / "pets")))
     dataset = ingest(store, source, "pets", IngestOptions(size=(6, 4), resize="stretch"))
     assert dataset.meta.image == ImageSpec(height=4, width=6, channels=3, resize="stretch")
+
+
+MEASURE = """
+import sys, threading
+from pathlib import Path
+from cluster.store import Store
+from train.data.ingest import ingest
+from train.data.options import IngestOptions, Silent
+from train.data.sources.recognize import read_source
+
+def private():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0])
+
+class Peak(Silent):
+    peak = 0
+    def say(self, text): self.peak = max(self.peak, private())
+    def advance(self, what, done, total): self.peak = max(self.peak, private())
+
+def peak(name):
+    watcher = Peak()
+    options = IngestOptions(size=(64, 64), storage=sys.argv[2])
+    ingest(Store(Path(sys.argv[1])), read_source(f"{name}.parquet"), name, options, watcher=watcher)
+    return watcher.peak
+
+peak("few")
+print(peak("few"), peak("many"))
+"""
+
+
+@pytest.mark.parametrize("storage", ["pixels", "encoded"])
+def test_memory_does_not_grow_with_the_images(tmp_path: Path, storage: str) -> None:
+    """300 images and 6000, of 12 KiB of pixels each, in a process of its own."""
+    blobs = pngs(6000, size=(16, 16))
+    for name, rows in (("few", 300), ("many", 6000)):
+        write_parquet(tmp_path / f"{name}.parquet", blobs[:rows], [0, 1] * (rows // 2))
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "store"), storage]
+    done = run_command(command, cwd=tmp_path)
+    assert done.exit_code == 0, done.stderr
+    few, many = (int(value) / 1024 for value in done.stdout.split())
+    assert many - few < 35, "MiB, of 70 MiB of pixels"

@@ -1,5 +1,6 @@
 """What ``--model`` means: a network by the shortest name that says which."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def parse_model(text: str) -> dict[str, Any]:
         problem = f"no model {text!r}: expected {', '.join(BUILT_IN)}, {_FORMS}"
         raise ConfigError(unknown_name(problem, rest, [*BUILT_IN, *torchvision_names()]))
     return {"name": "torchvision", "arch": rest}
+
+
+def choose_model(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``model`` from ``--model`` and, over them, those of ``--set model...``.
+
+    Raises:
+        ConfigError: as :func:`parse_model`.
+    """
+    return {**parse_model(text), **changes}
 
 
 def absolute_path(path: Path) -> Path:

@@ -1,0 +1,254 @@
+"""``cluster gc`` removes what nobody refers to, and nothing else."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from bundles import write_bundle
+from datasets import write_dataset
+from harness import RunCli
+from servers import S3Server
+
+from cluster.bundle import Bundle, publish_bundle
+from cluster.dataset import dataset_versions
+from cluster.errors import UserError
+from cluster.remote import Remote
+from cluster.retention import (
+    DAY_S,
+    Plan,
+    Policy,
+    References,
+    carry_out,
+    find_references,
+    parse_age,
+    plan,
+)
+from cluster.settings import Settings
+from cluster.store import Store, drafting, locked
+from cluster.tracking import ModelVersion, Tracking
+
+STRICT = Policy(keep_runs=1, older_than_s=0, datasets=True)
+LATER_S = 2 * DAY_S
+
+
+@pytest.fixture(params=["folder", "object store"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store of each kind."""
+    if request.param == "folder":
+        return Store(tmp_path / "store")
+    s3: S3Server = request.getfixturevalue("s3")
+    return Store(tmp_path / "copies", Remote(s3.uri(f"raybridge/{tmp_path.name}")))
+
+
+def make_run(
+    store: Store, number: int, *, finished: bool = True, dataset: str = "pets@1", steps: int = 3
+) -> str:
+    """A run as the training stage leaves it; higher numbers were begun later."""
+    name = f"run-{number}"
+    folder = store.folder(f"runs/{name}")
+    with drafting(store.runs, name) as draft:
+        info = {"created_at": f"2026-01-{number:02}", "dataset": dataset}
+        (draft / "run.json").write_text(json.dumps(info))
+        folder.publish(draft, "run.json")
+    checkpoints = folder.child("checkpoints")
+    checkpoints.path.mkdir()
+    for step in range(1, steps + 1):
+        (checkpoints.path / f"step-{step:08d}.pt").write_bytes(bytes(1000))
+        checkpoints.push(f"step-{step:08d}.pt")
+    if finished:
+        folder.write_json("result.json", {})
+    return name
+
+
+def make_bundle(store: Store, seed: int, run: str) -> Bundle:
+    with drafting(store.bundles, str(seed)) as draft:
+        return publish_bundle(store, write_bundle(draft / "bundle", seed=seed, run=run).path)
+
+
+def registered(bundle: Bundle, run: str, *aliases: str) -> ModelVersion:
+    return ModelVersion("tiny", 1, aliases, bundle.digest, run, {}, 0)
+
+
+def tidy(
+    store: Store, references: References, policy: Policy = STRICT, later_s: float = LATER_S
+) -> Plan:
+    """Plan as if that much time had passed, and do it."""
+    planned = plan(store, references, policy, time.time() + later_s)
+    assert carry_out(store, planned).failures == {}
+    again = plan(store, references, policy, time.time() + later_s)
+    assert again.removals == (), "what was removed is still there"
+    return planned
+
+
+def removed(planned: Plan) -> set[tuple[str, str]]:
+    return {(removal.kind, removal.name) for removal in planned.removals}
+
+
+def runs_in(store: Store) -> set[str]:
+    return set(store.folder("runs").whole("run.json"))
+
+
+def test_what_is_referred_to_stays(any_store: Store) -> None:
+    for number in range(1, 6):
+        make_run(any_store, number)
+    served, champion = make_bundle(any_store, 1, "run-1"), make_bundle(any_store, 2, "run-2")
+    old_version, orphan = make_bundle(any_store, 3, "run-3"), make_bundle(any_store, 4, "gone")
+    references = References(
+        versions=(registered(champion, "run-2", "champion"), registered(old_version, "run-3")),
+        served={served.digest: "tiny"},
+    )
+    planned = tidy(any_store, references)
+    assert planned.kept == {
+        "run-1": "served as tiny",
+        "run-2": "registered as tiny:1",
+        "run-3": "registered as tiny:1",
+        "run-5": "the newest",
+    }
+    assert runs_in(any_store) == set(planned.kept)
+    assert {name for kind, name in removed(planned) if kind in ("run", "bundle")} == {
+        "run-4",
+        orphan.digest,
+    }
+    left = set(any_store.folder("bundles").whole("manifest.json"))
+    assert left == {served.digest, champion.digest, old_version.digest}
+
+
+def test_a_served_version_without_its_run(any_store: Store) -> None:
+    served, fetched = make_bundle(any_store, 1, "elsewhere"), make_bundle(any_store, 2, "elsewhere")
+    references = References((registered(fetched, "elsewhere"),), {served.digest: "tiny"})
+    planned = tidy(any_store, references)
+    assert removed(planned) == {("bundle", fetched.digest)}, "MLflow has it, and no alias asks"
+
+
+def test_the_newest_and_the_young_stay(store: Store) -> None:
+    for number in range(1, 5):
+        make_run(store, number)
+    assert len(tidy(store, References(), Policy(3, 0)).kept) == 3
+    assert len(tidy(store, References(), Policy(1, 7 * DAY_S)).kept) == 3
+    assert len(tidy(store, References(), Policy(1, 7 * DAY_S), later_s=8 * DAY_S).kept) == 1
+
+
+def test_of_a_finished_run_only_the_newest_checkpoint_stays(any_store: Store) -> None:
+    make_run(any_store, 1, finished=False)
+    make_run(any_store, 2)
+    assert removed(plan(any_store, References(), Policy())) == set(), "it ended just now"
+    planned = tidy(any_store, References(), Policy())
+    assert removed(planned) == {("checkpoints", "run-2")}
+    assert planned.bytes == 2000
+    folder = any_store.folder("runs")
+    assert folder.child("run-2/checkpoints").names() == ["step-00000003.pt"]
+    assert len(folder.child("run-1/checkpoints").names()) == 3, "it may be gone on with"
+
+
+def test_a_run_at_work_stays(store: Store) -> None:
+    for number in range(1, 5):
+        make_run(store, number, finished=False)
+    with locked(store.folder("runs/run-1").lock_file):
+        kept = tidy(store, References(running=frozenset({"run-2"})), later_s=60).kept
+    assert kept["run-1"] == "at work"
+    assert kept["run-2"].startswith("at work")
+    assert set(kept) == {"run-1", "run-2", "run-4"}
+    # MLflow takes a run that was killed for running, for ever.
+    tidy(store, References(running=frozenset({"run-2"})))
+    assert runs_in(store) == {"run-4"}
+
+
+def test_a_run_that_is_begun_between_plan_and_removal_stays(store: Store) -> None:
+    make_run(store, 1, finished=False)
+    make_run(store, 2)
+    planned = plan(store, References(), STRICT, time.time() + LATER_S)
+    with locked(store.folder("runs/run-1").lock_file):
+        outcome = carry_out(store, planned)
+    assert outcome.failures == {"run run-1": "a command is at work on it"}
+    assert "run-1" in runs_in(store)
+
+
+def test_a_bundle_that_is_deployed_between_plan_and_removal_stays(store: Store) -> None:
+    bundle = make_bundle(store, 1, "gone")
+    planned = plan(store, References(), STRICT, time.time() + LATER_S)
+    document = {"model": "tiny", "versions": [{"digest": bundle.digest}]}
+    store.folder("serving").write_json("tiny.json", document)
+    assert carry_out(store, planned).failures == {
+        f"bundle {bundle.digest}": "it was deployed meanwhile"
+    }
+
+
+def test_datasets(any_store: Store) -> None:
+    for version in range(1, 5):
+        write_dataset(any_store, version=version, seed=version)
+    make_run(any_store, 1, dataset="pets@2")
+    make_bundle(any_store, 1, "run-1")  # Of shades@1.
+    listed = plan(any_store, References(), Policy(1, 0), time.time() + LATER_S).listed
+    assert {removal.name for removal in listed} == {"pets@1", "pets@3"}
+    tidy(any_store, References())
+    assert dataset_versions(any_store, "pets") == [2, 4]
+
+
+def test_leftovers_of_killed_commands(store: Store) -> None:
+    make_run(store, 1)
+    old, young = store.runs / ".run-7.0123abcd.draft", store.root / ".x.json.0123abcd.draft"
+    (old / "deep").mkdir(parents=True)
+    (old / "deep" / "file").write_bytes(bytes(500))
+    young.touch()
+    for path in (old, old / "deep", old / "deep" / "file"):
+        os.utime(path, (0, 0))
+    planned = tidy(store, References(), Policy(), later_s=0)
+    assert removed(planned) == {("leftover", "runs/.run-7.0123abcd.draft")}
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_uploads_that_were_cut_off(s3: S3Server, tmp_path: Path) -> None:
+    prefix = f"raybridge/{tmp_path.name}"
+    store = Store(tmp_path / "copies", Remote(s3.uri(prefix)))
+    make_run(store, 1)
+    assert store.remote is not None
+    store.remote.write("bundles/abc/model.onnx", b"half")
+    assert removed(tidy(store, References(), Policy())) == {
+        ("checkpoints", "run-1"),
+        ("leftover", "bundles/abc"),
+    }
+    assert not any(name.startswith("bundles/") for name in s3.names(prefix))
+
+
+@pytest.mark.parametrize("damage", ["serving/tiny.json", "runs/run-1/run.json"])
+def test_nothing_goes_while_something_cannot_be_read(settings: Settings, damage: str) -> None:
+    store = Store(settings.store)
+    make_run(store, 1)
+    (store.root / damage).parent.mkdir(parents=True, exist_ok=True)
+    (store.root / damage).write_text("{")
+    with pytest.raises(UserError, match=f"{damage} of the store is damaged"):
+        plan(store, find_references(store, Tracking(settings)), STRICT)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 30 * DAY_S), ("12h", 43200), ("1.5w", 907200)]
+)
+def test_ages(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["30", "d", "-1d", "1y"])
+def test_no_ages(text: str) -> None:
+    with pytest.raises(UserError, match="expected a number with d, h or w"):
+        parse_age(text)
+
+
+def test_the_command(run_cli: RunCli, settings: Settings) -> None:
+    store = Store(settings.store)
+    for number in range(1, 4):
+        make_run(store, number)
+    Tracking(settings).register("tiny", make_bundle(store, 1, "run-1"), run_id=None)
+    ask = ("cluster", "gc", "--keep-runs", "1", "--older-than", "0d", "--json")
+    shown = run_cli(*ask, env=settings.environment())
+    assert shown.exit_code == 0, shown.stderr
+    assert [one["name"] for one in shown.json["removable"]] == ["run-2"]
+    assert shown.json["removed"] == []
+    assert "nothing was removed; add --yes" in shown.stderr
+    assert runs_in(store) == {"run-1", "run-2", "run-3"}
+    done = run_cli(*ask, "--yes", env=settings.environment())
+    assert done.exit_code == 0, done.stderr
+    assert done.json["removed"] == shown.json["removable"]
+    assert runs_in(store) == {"run-1", "run-3"}
