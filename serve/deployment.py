@@ -201,6 +201,12 @@ class ServeCluster:
                 return dataclasses.replace(running, notes=(note,))
             return running
         problem = ingress.haproxy_problem()
+        if problem is None and http.host not in ANY_HOSTS | LOOPBACK_HOSTS:
+            # Ray looks for its HAProxy on loopback, and calls it dead where it does not answer.
+            raise UserError(
+                f"--host {http.host}: HAProxy listens on loopback (127.0.0.1) or on every "
+                "interface (0.0.0.0)"
+            )
         folder = prepare_head(head, http.host, http.port, haproxy=problem is None)
         every_node = http.host in ANY_HOSTS
         # On one address, HAProxy of another node could not listen.

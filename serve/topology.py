@@ -3,8 +3,8 @@
 HAProxy and Serve's controller are on the head node. Replicas may be anywhere; how they listen
 depends on who must reach them:
 
-- HTTP on loopback, or on one address: HAProxy runs on the head alone. Replicas there listen on
-  loopback; elsewhere, on their own node's address, where the head's HAProxy finds them.
+- HTTP on loopback: HAProxy runs on the head alone. Replicas there listen on loopback; elsewhere, on
+  their own node's address, where the head's HAProxy finds them.
 - HTTP on every interface: each node with a replica gets a HAProxy of its own, and replicas listen
   as HTTP itself does.
 """

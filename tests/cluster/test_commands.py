@@ -1,27 +1,38 @@
 """``python -m cluster`` where it needs no cluster: help, errors, recorded runs and models."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 from bundles import write_bundle
 from harness import RunCli
+from typer.testing import CliRunner
 
+from cluster.__main__ import app
+from cluster.errors import UserError
 from cluster.settings import Settings
+from cluster.store import Store
 from cluster.tracking import Tracking
 
-COMMANDS = ["up", "down", "status", "submit", "runs", "models"]
+COMMANDS = [
+    *("up", "down", "status", "submit", "doctor", "manifest", "gc", "runs", "models"),
+]
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A store with one run and one model of two versions."""
+    """A store with two runs and one model of two versions."""
     folder = tmp_path_factory.mktemp("recorded")
     settings = Settings(store=folder / "store", tracking_uri=f"sqlite:///{folder}/store/mlflow.db")
     tracking = Tracking(settings)
     log = tracking.start_run("digits-1", {"optim.lr": 0.1}, {"recipe": "digits"})
     log.metrics({"test/accuracy": 0.98, "train/loss": 0.05, "val/ece": 0.01}, step=1)
     log.finish("FINISHED")
+    other = tracking.start_run("digits-2", {"optim.lr": 0.2, "seed": 0}, {})
+    other.metrics({"test/accuracy": 0.9}, step=1)
+    info = {"dataset": "digits@2", "dataset_digest": "ab" * 32, "commit": None, "libraries": {}}
+    Store(settings.store).folder("runs/digits-2").write_json("run.json", info)
     tracking.register("digits", write_bundle(folder / "a", seed=1), run_id=log.run_id)
     tracking.register("digits", write_bundle(folder / "b", seed=2), run_id=log.run_id)
     return settings
@@ -71,7 +82,8 @@ def test_a_variable_that_is_none(run_cli: RunCli) -> None:
 def test_runs(run_cli: RunCli, recorded: Settings) -> None:
     result = run_cli("cluster", "runs", "--json", env=recorded.environment())
     assert result.exit_code == 0
-    (run,) = result.json["runs"]
+    newest, run = result.json["runs"]
+    assert newest["status"] == "RUNNING"
     assert run["name"] == "digits-1"
     assert run["status"] == "FINISHED"
     assert run["metrics"]["test/accuracy"] == 0.98
@@ -89,7 +101,30 @@ def test_a_run_that_does_not_exist(run_cli: RunCli, recorded: Settings) -> None:
     result = run_cli("cluster", "runs", "digits-9", "--json", env=recorded.environment())
     assert result.exit_code == 2
     assert result.json["exit_code"] == 2
-    assert "no run 'digits-9' is recorded; the newest: digits-1" in result.stderr
+    assert "no run 'digits-9' is recorded; the newest: digits-2, digits-1" in result.stderr
+
+
+def test_runs_side_by_side(run_cli: RunCli, recorded: Settings) -> None:
+    result = run_cli(
+        *("cluster", "runs", "--compare", "digits-1", "digits-2", "--json"),
+        env=recorded.environment(),
+    )
+    assert result.exit_code == 0, result.stderr
+    found = result.json
+    assert found["runs"] == ["digits-1", "digits-2"]
+    assert found["parameters"] == {"optim.lr": ["0.1", "0.2"], "seed": [None, "0"]}
+    assert found["metrics"]["test/accuracy"] == [0.98, 0.9]
+    assert found["facts"]["status"] == ["finished", "running"]
+    assert found["facts"]["data digest"] == [None, "ab" * 32]
+    assert found["facts"]["commit"] == [None, "not from a checkout"]
+    assert "abababababab" in result.stderr
+
+
+@pytest.mark.parametrize("names", [["--compare", "digits-1"], ["digits-1", "digits-2"]])
+def test_how_runs_are_laid_side_by_side(names: list[str], recorded: Settings) -> None:
+    result = CliRunner().invoke(app, ["runs", *names], env=recorded.environment())
+    assert isinstance(result.exception, UserError)
+    assert "runs --compare" in str(result.exception)
 
 
 def test_models(run_cli: RunCli, recorded: Settings) -> None:
@@ -99,8 +134,38 @@ def test_models(run_cli: RunCli, recorded: Settings) -> None:
     assert model["name"] == "digits"
     assert [version["version"] for version in model["versions"]] == [2, 1]
     assert model["versions"][1]["aliases"] == ["champion"]
-    one = run_cli("cluster", "models", "digits", env=recorded.environment())
-    assert "@champion" in one.stdout
+
+
+def test_one_model_and_what_it_comes_from(run_cli: RunCli, recorded: Settings) -> None:
+    result = run_cli("cluster", "models", "digits", "--json", env=recorded.environment())
+    assert result.exit_code == 0, result.stderr
+    (model,) = result.json["models"]
+    newest, first = model["versions"]
+    assert (newest["version"], first["version"]) == (2, 1)
+    assert first["aliases"] == ["champion"]
+    assert first["lineage"]["dataset"] == "shades@1"
+    assert first["lineage"]["dataset_digest"] == "0" * 64
+    assert first["parity"] == {"images": 5, "labels_equal": True, "max_abs_diff": 1e-6}
+    for text in ("@champion", "shades@1 000000000000", "1.0e-06 over 5, labels equal"):
+        assert text in result.stderr
+
+
+def test_a_version_whose_files_are_gone_is_listed_all_the_same(recorded: Settings) -> None:
+    tracking = Tracking(recorded)
+    (manifest,) = recorded.store.rglob(
+        f"bundle-{tracking.resolve('digits:1').digest[:16]}/manifest.json"
+    )
+    moved = manifest.rename(manifest.with_suffix(".gone"))
+    try:
+        arguments = ["models", "digits", "--json"]
+        result = CliRunner().invoke(app, arguments, env=recorded.environment())
+    finally:
+        moved.rename(manifest)
+    assert result.exit_code == 0, result.exception
+    newest, first = json.loads(result.stdout)["models"][0]["versions"]
+    assert newest["lineage"] is not None
+    assert (first["lineage"], first["run"]) == (None, "tiny-1")
+    assert "the manifest of digits:1 cannot be had" in result.stderr
 
 
 def test_a_model_that_does_not_exist(run_cli: RunCli, recorded: Settings) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from bundles import write_bundle
 from datasets import write_dataset
-from harness import RunCli
 from servers import S3Server
+from typer.testing import CliRunner
 
+from cluster.__main__ import app
 from cluster.bundle import Bundle, publish_bundle
 from cluster.dataset import dataset_versions
 from cluster.errors import UserError
+from cluster.inventory import read_served
 from cluster.remote import Remote
 from cluster.retention import (
     DAY_S,
@@ -21,7 +23,6 @@ from cluster.retention import (
     Policy,
     References,
     carry_out,
-    find_references,
     parse_age,
     plan,
 )
@@ -213,14 +214,15 @@ def test_uploads_that_were_cut_off(s3: S3Server, tmp_path: Path) -> None:
     assert not any(name.startswith("bundles/") for name in s3.names(prefix))
 
 
-@pytest.mark.parametrize("damage", ["serving/tiny.json", "runs/run-1/run.json"])
-def test_nothing_goes_while_something_cannot_be_read(settings: Settings, damage: str) -> None:
-    store = Store(settings.store)
+def test_nothing_goes_while_something_cannot_be_read(store: Store) -> None:
     make_run(store, 1)
-    (store.root / damage).parent.mkdir(parents=True, exist_ok=True)
-    (store.root / damage).write_text("{")
-    with pytest.raises(UserError, match=f"{damage} of the store is damaged"):
-        plan(store, find_references(store, Tracking(settings)), STRICT)
+    (store.serving / "tiny.json").parent.mkdir()
+    (store.serving / "tiny.json").write_text("{")
+    with pytest.raises(UserError, match="serving/tiny.json of the store is damaged"):
+        read_served(store)
+    (store.runs / "run-1" / "run.json").write_text("{")
+    with pytest.raises(UserError, match="runs/run-1/run.json of the store is damaged"):
+        plan(store, References(), STRICT)
 
 
 @pytest.mark.parametrize(
@@ -236,19 +238,21 @@ def test_no_ages(text: str) -> None:
         parse_age(text)
 
 
-def test_the_command(run_cli: RunCli, settings: Settings) -> None:
+def test_the_command(settings: Settings) -> None:
     store = Store(settings.store)
     for number in range(1, 4):
         make_run(store, number)
     Tracking(settings).register("tiny", make_bundle(store, 1, "run-1"), run_id=None)
-    ask = ("cluster", "gc", "--keep-runs", "1", "--older-than", "0d", "--json")
-    shown = run_cli(*ask, env=settings.environment())
+    ask = ["gc", "--keep-runs", "1", "--older-than", "0d", "--json"]
+    shown = CliRunner().invoke(app, ask, env=settings.environment())
     assert shown.exit_code == 0, shown.stderr
-    assert [one["name"] for one in shown.json["removable"]] == ["run-2"]
-    assert shown.json["removed"] == []
+    report = json.loads(shown.stdout)
+    assert [one["name"] for one in report["removable"]] == ["run-2"]
+    assert report["kept_runs"]["run-1"] == "registered as tiny:1"
+    assert report["removed"] == []
     assert "nothing was removed; add --yes" in shown.stderr
     assert runs_in(store) == {"run-1", "run-2", "run-3"}
-    done = run_cli(*ask, "--yes", env=settings.environment())
+    done = CliRunner().invoke(app, [*ask, "--yes"], env=settings.environment())
     assert done.exit_code == 0, done.stderr
-    assert done.json["removed"] == shown.json["removable"]
+    assert json.loads(done.stdout)["removed"] == report["removable"]
     assert runs_in(store) == {"run-1", "run-3"}
