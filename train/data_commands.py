@@ -157,23 +157,23 @@ def _show(dataset: Dataset, output: Output) -> None:
 
 def _show_checks(checks: DataChecks, output: Output) -> None:
     if checks.already_there:
-        output.say(f"left out {checks.already_there} images that were there already")
+        output.say(f"left out what was there already: {_images(checks.already_there)}")
     if checks.skipped:
-        output.say(f"left out {len(checks.skipped)} bad images:")
+        output.say(f"left out as bad: {_images(len(checks.skipped))}")
         _examples(checks.skipped, len(checks.skipped), output, " - ")
     kinds = (("equal", checks.exact), ("nearly equal", checks.near))
     for what, twins in kinds:
         for pair, count in twins.across.items():
             first, second = pair.split("-")
             output.say(
-                f"warning: {count} images of {second} are {what} to one of {first}, "
+                f"warning: {_images(count)} of {second} {what} to one of {first}, "
                 "so what is measured there may flatter a model"
             )
         for split, count in twins.within.items():
-            output.say(f"{count} images of {split} are {what} to another one of it")
+            output.say(f"{_images(count)} of {split} {what} to another one of it")
         _examples(twins.examples, twins.total, output, " = ")
     if checks.conflicts:
-        output.say(f"warning: {checks.conflicts} equal images have different labels:")
+        output.say(f"warning: {_images(checks.conflicts)} equal to another, of a different class:")
         _examples(checks.conflict_examples, len(checks.conflict_examples), output, " = ")
 
 
@@ -208,6 +208,10 @@ def _result(dataset: Dataset) -> dict[str, Any]:
         "contact_sheet": str(dataset.path / CONTACT_SHEET),
         "checks": None if checks is None else checks.model_dump(mode="json"),
     }
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _of_class(names: tuple[str, ...], counts: tuple[int, ...], count: int) -> str:

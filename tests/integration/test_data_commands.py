@@ -43,7 +43,7 @@ def test_ingest_list_and_show(tmp_path: Path, env: dict[str, str], run_cli: RunC
     assert ingested.json["splits"] == {"train": 29, "val": 4, "test": 8}
     assert ingested.json["images"] == 41
     assert ingested.json["checks"]["conflicts"] == 2
-    assert "warning: 2 equal images have different labels:" in ingested.stderr
+    assert "warning: 2 images equal to another, of a different class:" in ingested.stderr
     assert "cat/0000.png (cat)" in ingested.stderr
     shown = run_cli("train", "data", "pets@1", "--json", env=env)
     assert {**ingested.json, **shown.json} == {**ingested.json, "versions": [1]}
@@ -158,11 +158,12 @@ def test_a_disk_that_fills_up_is_one_line(
     file = write_parquet(tmp_path / "p.parquet", pngs(400, size=(40, 40)), [0, 1] * 200)
     ingest = f"{PYTHON} -m train ingest {file} --name x --json"
     done = run_command(["bash", "-c", f"ulimit -f 512; exec {ingest}"], env=env)
-    assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "File too large" in done.stderr
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: {own_store.root}: File too large; nothing was written; make room, or name another"
+    )
     assert "Traceback" not in done.stderr
-    assert json.loads(done.stdout)["exit_code"] == 1
+    assert json.loads(done.stdout)["exit_code"] == 2
     assert list(dataset_names(own_store)) == hidden(own_store) == []
 
 

@@ -337,7 +337,7 @@ def test_a_disk_without_room_is_told_before_the_work(
 ) -> None:
     monkeypatch.setattr("train.data.ingest._ROOM_TO_SPARE", 2**60)
     with pytest.raises(
-        ConfigError, match=r"GiB free and the data set needs .* RAYBRIDGE_STORE, or"
+        ConfigError, match=r"MiB free and the data set needs .* RAYBRIDGE_STORE, or"
     ):
         ingest(store, digits, "digits")
     assert list(dataset_names(store)) == leftovers(store) == []

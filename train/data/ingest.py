@@ -1,7 +1,11 @@
 """Source to data set: decide, decode, write, check, and make it visible at once."""
 
 import errno
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,8 +74,7 @@ def ingest(
         DataError: images cannot be decoded or differ in size, a class is missing from a split, or
             the source does not fit the version that it is added to.
         NotFoundError: there is no version to add to.
-        ConfigError: the disk has no room.
-        OSError: it filled up meanwhile.
+        ConfigError: the disk has no room, or it filled up meanwhile.
     """
     options, watcher = options or IngestOptions(), watcher or Silent()
     check_name("data set", name)
@@ -89,12 +92,16 @@ def ingest(
         }
         check_classes(source.class_names, labels)
     store.ensure_writable()
-    with Workers() as workers, drafting(store.datasets, name) as draft:
+    with (
+        _full_disk_told(store.root),
+        Workers() as workers,
+        drafting(store.datasets, name) as draft,
+    ):
         parent_meta = None if parent is None else parent.meta
         spec = choose_spec(source, options, parent_meta, workers, watcher)
         storage = choose_storage(options, spec, len(source), parent_meta)
         gatherer = Gatherer(source, assignment, spec, storage, parent, draft)
-        _check_room(draft, 2 * gatherer.needed_bytes)
+        _check_room(store.root, 2 * gatherer.needed_bytes)
         gathering = gatherer.run(workers, watcher, skip_bad=options.on_bad == "skip")
         if parent is not None and not any(len(part.rows) for part in gathering.splits.values()):
             watcher.say(f"{parent.reference} has all of these images already")
@@ -133,10 +140,27 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + _ROOM_TO_SPARE:
         raise ConfigError(
-            f"{folder.parent} has {free / 2**30:.1f} GiB free and the data set needs "
-            f"{(needed + _ROOM_TO_SPARE) / 2**30:.1f}; make room, name another folder in "
-            "RAYBRIDGE_STORE, or keep the images as they are with --storage encoded"
+            f"{folder} has {free / 2**20:,.0f} MiB free and the data set needs "
+            f"{(needed + _ROOM_TO_SPARE) / 2**20:,.0f}; make room, name another folder in "
+            "RAYBRIDGE_STORE, or choose a smaller --size"
         )
+
+
+@contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Say which disk is full: the errors themselves do not."""
+    try:
+        yield
+    except OSError as error:
+        # Arrow's errors carry the number in their text alone.
+        found = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)
+        number = error.errno or (int(found.group(1)) if found else 0)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ConfigError(
+            f"{folder}: {os.strerror(number)}; nothing was written; make room, or name another "
+            "folder in RAYBRIDGE_STORE"
+        ) from None
 
 
 def _write(

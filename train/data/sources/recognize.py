@@ -59,6 +59,8 @@ def _read(
         raise DataError(f"{option}: {source} has no columns; it is for tables and Parquet files")
     named = NAMED_SOURCES.get(source)
     if named is not None:
+        if path.is_dir() and root is None:
+            say(f"{source} is the data set of that name; the folder is ./{source}")
         return named(root, say)
     if root is not None:
         raise DataError(f"--root: it is for {', '.join(NAMED_SOURCES)}; {source} is none of these")
