@@ -89,7 +89,11 @@ def main(app: typer.Typer, program: str) -> NoReturn:
         if as_json:
             print(json.dumps({"error": message, "exit_code": 1}))  # noqa: T201
         _leave(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # Typer turns an interrupt into an exit of its own.
+        cause = ended if isinstance(ended, KeyboardInterrupt) else ended.__context__
+        if not isinstance(cause and (cause.__cause__ or cause), KeyboardInterrupt):
+            raise
         sys.stderr.write("interrupted\n")
         if as_json:
             sys.stdout.write(json.dumps({"error": "interrupted", "exit_code": 130}) + "\n")

@@ -31,7 +31,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     log.finish("FINISHED")
     other = tracking.start_run("digits-2", {"optim.lr": 0.2, "seed": 0}, {})
     other.metrics({"test/accuracy": 0.9}, step=1)
-    info = {"dataset": "digits@2", "dataset_digest": "ab" * 32, "commit": None, "libraries": {}}
+    info: dict[str, object] = {
+        "dataset": "digits@2",
+        "dataset_digest": "ab" * 32,
+        "commit": None,
+        "libraries": {},
+    }
     Store(settings.store).folder("runs/digits-2").write_json("run.json", info)
     tracking.register("digits", write_bundle(folder / "a", seed=1), run_id=log.run_id)
     tracking.register("digits", write_bundle(folder / "b", seed=2), run_id=log.run_id)
@@ -64,6 +69,14 @@ def test_no_cluster(run_cli: RunCli, tmp_path: Path, command: list[str]) -> None
         "error: no Ray cluster is running here; start one with `python -m cluster up` or "
         "`ray start --head`"
     )
+
+
+def test_up_is_not_private(run_cli: RunCli, tmp_path: Path) -> None:
+    env = {"RAYBRIDGE_STORE": str(tmp_path), "RAY_ADDRESS": "local"}
+    result = run_cli("cluster", "up", env=env)
+    assert result.exit_code == 2
+    assert "error: RAY_ADDRESS=local asks for a private cluster" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_down_with_nothing_up(run_cli: RunCli, tmp_path: Path) -> None:

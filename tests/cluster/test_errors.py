@@ -85,8 +85,10 @@ def test_json_is_all_of_standard_output(
 def test_an_interrupt_is_exit_code_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _run(monkeypatch, KeyboardInterrupt(), "work") == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert _run(monkeypatch, KeyboardInterrupt(), "work", "--json") == 130
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert json.loads(captured.out) == {"error": "interrupted", "exit_code": 130}
 
 
 def test_a_command_decides_its_own_exit_code(

@@ -218,10 +218,10 @@ def test_nothing_goes_while_something_cannot_be_read(store: Store) -> None:
     make_run(store, 1)
     (store.serving / "tiny.json").parent.mkdir()
     (store.serving / "tiny.json").write_text("{")
-    with pytest.raises(UserError, match="serving/tiny.json of the store is damaged"):
+    with pytest.raises(UserError, match=r"serving/tiny\.json of the store is damaged"):
         read_served(store)
     (store.runs / "run-1" / "run.json").write_text("{")
-    with pytest.raises(UserError, match="runs/run-1/run.json of the store is damaged"):
+    with pytest.raises(UserError, match=r"runs/run-1/run\.json of the store is damaged"):
         plan(store, References(), STRICT)
 
 
