@@ -41,7 +41,7 @@ def deploy(
         int | None, typer.Option(help="Replicas at most; they reserve no CPU. [2]")
     ] = None,
     target_ongoing_requests: Annotated[
-        float | None, typer.Option(help="Requests per replica that autoscaling aims at. [32]")
+        float | None, typer.Option(help="Requests per replica that autoscaling aims at. [16]")
     ] = None,
     max_batch_size: Annotated[
         int | None, typer.Option(help="Images of one forward pass at most. [32]")

@@ -14,9 +14,10 @@ import functools
 import json
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -58,6 +59,8 @@ from serve.protocol import (
 
 logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 RETRY_AFTER = (b"retry-after", b"1")
 _METHODS = {"metadata": "GET", "ready": "GET", "infer": "POST", "classify": "POST"}
 _INFER_TYPES = (b"", b"application/json", b"application/octet-stream")
@@ -65,6 +68,8 @@ _INFER_TYPES = (b"", b"application/json", b"application/octet-stream")
 # another thread costs more than that. Larger ones would hold up everyone else's batch.
 _SMALL_BYTES = 32 * 1024
 _SMALL_PIXELS = 512 * 512
+_FEW_NUMBERS = 10_000
+"""Logits that are written as text in a few milliseconds."""
 _DECODE_THREADS = 2
 _CLIENT_GONE = 499
 _JSON_HEADERS = ((b"content-type", JSON_TYPE),)
@@ -219,13 +224,23 @@ class ModelApp:
         header_length = headers.get(HEADER_LENGTH)
         while True:
             model = self._choose(version)
-            request = parse_infer(body, header_length, model.spec)
+            if header_length is None and len(body) > _SMALL_BYTES:
+                request = await self._aside(parse_infer, body, header_length, model.spec)
+            else:
+                request = parse_infer(body, header_length, model.spec)
             try:
                 logits = await model.batcher.submit(request.images, len(request.images))
             except ClosedError:
                 continue
-            encoded, response_headers = encode_infer(request, logits, model.spec)
-            return _Answer(encoded, response_headers, model)
+            if logits.size > _FEW_NUMBERS:
+                answer = await self._aside(encode_infer, request, logits, model.spec)
+            else:
+                answer = encode_infer(request, logits, model.spec)
+            return _Answer(*answer, model)
+
+    async def _aside(self, function: Callable[..., _T], *args: Any) -> _T:
+        """Call what takes long in a thread of its own, so that others are answered meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *args)
 
     async def _classify(
         self, body: bytes, headers: Headers, version: str | None, top_k: int | None
@@ -253,10 +268,7 @@ class ModelApp:
             except ImageError as error:
                 if error.reason != "size":
                     raise
-        loop = asyncio.get_running_loop()
-        images = await loop.run_in_executor(
-            self._decoders, _decode, body, model, self._config.max_pixels
-        )
+        images = await self._aside(_decode, body, model, self._config.max_pixels)
         return await model.batcher.submit(images, 1)
 
 

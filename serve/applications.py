@@ -12,6 +12,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from cluster import ingress
+from serve import shortcut
 from serve.config import ServeConfig
 from serve.replica import ModelReplica, RootReplica
 from serve.topology import HEAD_RESOURCE, Wiring, import_path
@@ -63,7 +64,12 @@ def model_application(
         # Above our own bound, so that refusals are ours: JSON with Retry-After.
         max_ongoing_requests=2 * replica.max_queued + 100,
         ray_actor_options=_actor_options(
-            placement, {"OMP_NUM_THREADS": str(replica.threads)}, placement.cpus
+            placement,
+            {
+                "OMP_NUM_THREADS": str(replica.threads),
+                **(shortcut.SWITCH if placement.haproxy else {}),
+            },
+            placement.cpus,
         ),
         health_check_period_s=_HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=20,

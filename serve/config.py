@@ -39,7 +39,7 @@ class ScalingConfig(Frozen):
     """0 lets an idle model stop; its next request then waits for a start."""
     max_replicas: int = Field(default=2, ge=1, le=1000)
     """Replicas reserve no CPU, so this is what bounds them."""
-    target_ongoing_requests: float = Field(default=32.0, gt=0)
+    target_ongoing_requests: float = Field(default=16.0, gt=0)
     """Requests in work per replica that the autoscaler aims at."""
     upscale_delay_s: float = Field(default=3.0, ge=0)
     """How long load must last before replicas are added."""

@@ -8,8 +8,9 @@ As Prometheus sees them, with the ``ray_`` that Ray puts before every name:
     ray_raybridge_rollout_failures_total{model}                      counter
 
 Every node serves the metrics of its replicas at ``http://NODE:PORT/metrics``; ``python -m serve
-status`` tells the addresses. For Prometheus' ``file_sd_configs`` Ray lists them on the head node, in
-``prom_metrics_service_discovery.json`` of its temporary folder, which is /tmp/ray by default.
+status`` tells the addresses. For Prometheus' ``file_sd_configs``, Ray lists them in
+``prom_metrics_service_discovery.json`` under its temporary folder on the head node, which is
+/tmp/ray by default.
 """
 
 import threading

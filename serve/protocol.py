@@ -359,8 +359,9 @@ def _logits(logits: npt.NDArray[np.float32], form: OutputForm) -> tuple[str, byt
         raise RequestError(
             422, "the model's answer is not finite, which JSON cannot carry; ask for binary_data"
         )
-    # repr of a Python float that came from float32 would show digits it does not have.
-    values = ",".join(map(str, logits.ravel()))
+    # repr of a Python float that came from float32 would show digits it does not have. Row by row,
+    # so that other threads get their turn while many are written.
+    values = ",".join([",".join(map(str, row)) for row in logits])
     return f'{head}"data":[{values}]}}', b""
 
 

