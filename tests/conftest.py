@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness import ROOT, NeedPackage, RunCli, free_port, run_module
+from hosts import Lab, NoNamespacesError, laboratory
 from servers import AWS_ENVIRONMENT, S3Server, mlflow_server, s3_server
 
 from cluster.settings import CACHE_VARIABLE, STORE_VARIABLE, TRACKING_VARIABLE, Settings
@@ -22,8 +23,9 @@ from cluster.store import Store
 pytest_plugins = ["digits"]
 
 FOLDER_MARKERS = {"integration": "integration", "e2e": "e2e", "behaviour": "behaviour"}
-# Beginning of the reason of a skip that continuous integration does not accept.
+# Beginnings of the reasons of skips that continuous integration does not accept.
 MISSING_PACKAGE = "Debian package"
+NO_NAMESPACES = "network namespaces"
 
 # Variables of the developer's shell that would change what is tested.
 _FOREIGN_VARIABLES = (
@@ -43,14 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """In continuous integration, a skip for want of a Debian package is a failure."""
+    """In continuous integration, a skip for want of something installable is a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:
         return
     skips = [str(report.longrepr) for report in reporter.stats.get("skipped", [])]
-    wanted = [skip for skip in skips if MISSING_PACKAGE in skip]
+    wanted = [skip for skip in skips if MISSING_PACKAGE in skip or NO_NAMESPACES in skip]
     if wanted and os.environ.get("RAYBRIDGE_CI") and exitstatus == 0:
-        reporter.write_line(f"skipped for want of a package: {wanted}", red=True)
+        reporter.write_line(f"continuous integration must not skip: {wanted}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -154,6 +156,16 @@ def mlflow_address(own_machine: Path) -> Iterator[str]:
     """The address of an MLflow server; tests use names apart."""
     with mlflow_server() as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A switch to which a test module connects hosts of its own."""
+    try:
+        with laboratory() as made:
+            yield made
+    except NoNamespacesError as error:
+        pytest.skip(f"{NO_NAMESPACES} cannot be made here: {error}")
 
 
 @pytest.fixture(scope="session")

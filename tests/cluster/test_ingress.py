@@ -31,6 +31,10 @@ frontend http_frontend
     default_backend default_backend
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "Path not found."
+backend http-model-x
+    default-server fall 2 check
+    # Servers in this backend
+    server one 10.0.0.1:30000 check observe layer4
 listen stats
   bind *:8404
   stats enable
@@ -54,6 +58,15 @@ def test_clients_have_a_time_limit_and_errors_are_json() -> None:
     assert any("status 404 content-type application/json" in line for line in lines)
     start = lines.index("frontend http_frontend")
     assert lines[start + 2] == "http-request set-header x-request-disconnect-disabled ?1"
+
+
+def test_a_machine_that_falls_silent_is_given_up_in_seconds() -> None:
+    lines = [line.strip() for line in tighten(CONFIG, "/run/x").splitlines()]
+    # For a request that waits for its answer, and for one that never arrived.
+    assert lines[lines.index("option srvtcpka") + 1] == "srvtcpka-idle 1s"
+    assert "server one 10.0.0.1:30000 check observe layer4 tcp-ut 3s" in lines
+    assert "# Servers in this backend" in lines
+    assert "default-server fall 2 check" in lines
 
 
 def test_tightening_twice_changes_nothing() -> None:

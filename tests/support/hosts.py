@@ -12,6 +12,7 @@ pipe to it closes, in whatever way this process ends.
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,7 @@ class Host:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "TMPDIR": str(self.lab.temporary),
             "RAY_TMPDIR": str(self.lab.temporary),
+            "PYTHONPATH": str(ROOT),
             "LANG": "C.UTF-8",
             "NO_COLOR": "1",
             "COLUMNS": "120",
@@ -93,6 +95,14 @@ class Host:
             text=True,
         )
 
+    def processes(self) -> list[str]:
+        """Names of the programs that run there."""
+        names = []
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                names.append(process.name())
+        return names
+
     def cut(self) -> None:
         """Pull its network cable."""
         self.lab.on_switch(f"ip link set dev {self.name} down")
@@ -104,7 +114,7 @@ class Host:
     def switch_off(self) -> None:
         """End it and all that runs there."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._init, 9)
+            os.kill(self._init, signal.SIGKILL)
         self._process.communicate()
 
 
@@ -189,6 +199,7 @@ def laboratory() -> Iterator[Lab]:
     try:
         lab = Lab(folder)
         try:
+            lab.add("probe").switch_off()
             yield lab
         finally:
             lab.close()
