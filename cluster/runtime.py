@@ -42,7 +42,7 @@ class OnnxRuntimeSession:
         options.inter_op_num_threads = 1
         # Spinning threads would take the cores that HTTP and other replicas need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # What is wrong is raised as well.
         self._session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"]
         )

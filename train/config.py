@@ -73,7 +73,7 @@ class FileConfig(SourceConfig):
     name: Literal["file"] = "file"
     factory: str
     """Function or class of the file: called with those of ``shape`` (channels, height, width),
-    ``num_classes``, ``in_channels``, ``height`` and ``width`` that it names, and the options."""
+    ``num_classes`` and ``in_channels`` that it names, and with the options."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the factory."""
 

@@ -20,7 +20,7 @@ from train.loop import first_checkpoint
 from train.metrics import Evaluation, evaluate_logits
 from train.models.check import check_classifier
 from train.models.choice import absolute_path
-from train.models.classifier import build_classifier
+from train.models.classifier import Classifier, build_classifier
 from train.models.file import check_alone, read_source
 from train.models.graph import read_graph
 from train.models.source import content_sha256
@@ -73,9 +73,8 @@ def prepare(
     if isinstance(config.model, SourceConfig):
         changes["model"] = pin_source(config.model)
     config = config.with_changes(changes, "fit")
-    check_fit(config, dataset)
+    classifier = check_fit(config, dataset)
     if config.pretrained is not None:
-        classifier = build_classifier(config, dataset.meta)
         say(str(load_pretrained(classifier.net, config, dataset.meta)))
     return config, dataset
 
@@ -202,8 +201,11 @@ def _begin_with_pretrained(run: Run, config: TrainConfig, dataset: Dataset) -> N
     run.write_info(run.info().model_copy(update={"first_weights": pretrained.source}))
 
 
-def check_fit(config: TrainConfig, dataset: Dataset) -> None:
+def check_fit(config: TrainConfig, dataset: Dataset) -> Classifier:
     """Build once what every worker will.
+
+    Returns:
+        The classifier, whose running averages have seen random images.
 
     Raises:
         UserError: model or batch do not fit the data set.
@@ -211,6 +213,7 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> None:
     classifier = build_classifier(config, dataset.meta)
     check_classifier(classifier, config.model, dataset.meta, training=True)
     TrainLoader(dataset.split("train"), config.batch_size, config.augment, seed=config.seed)
+    return classifier
 
 
 def flatten(config: TrainConfig) -> dict[str, object]:

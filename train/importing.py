@@ -21,7 +21,7 @@ from train.metrics import evaluate_logits
 from train.models.check import check_classifier
 from train.models.choice import choose_model
 from train.models.classifier import Classifier, build_classifier, choose_normalization
-from train.models.graph import OnnxNet
+from train.models.graph import OnnxNet, to_bundle_graph
 from train.runs import RunResult, check_new_run, create_run
 from train.weights import load_state_dict, weights_sha256
 
@@ -95,6 +95,8 @@ def prepare_import(
     config = config.model_copy(update={"normalize": normalize})
     classifier = _renormalized(config, classifier, dataset)
     check_classifier(classifier, config.model, dataset.meta, training=False)
+    if isinstance(classifier.net, OnnxNet):
+        to_bundle_graph(classifier.net, classifier.normalization, classifier.output)
     source = SourceFile(name=file.name, sha256=file_sha256(file))
     return PreparedImport(source, config, dataset, classifier)
 

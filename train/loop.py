@@ -203,7 +203,7 @@ class Trainer:
         checkpoint: Checkpoint | None = self.comm.gather(found)[0]
         if checkpoint is None:
             if self.config.pretrained is not None:
-                raise CheckpointError("the pretrained weights that the run began with are gone")
+                raise CheckpointError("the first weights of this run are gone; begin a new run")
             return Progress(0, [])
         if checkpoint.model_signature != self._signature:
             check_state_dict(self.classifier.net, checkpoint.model, "the newest checkpoint")

@@ -19,6 +19,7 @@ from cluster.runtime import softmax
 from cluster.store import write_text_atomic
 from train.config import TrainConfig
 from train.metrics import Evaluation, worst_mistakes
+from train.models.check import describe_model
 from train.runs import Run
 from train.schedules import lr_multiple
 
@@ -62,6 +63,7 @@ def write_report(run: Run, dataset: Dataset) -> Path:
         run=run,
         info=run.info(),
         config=config,
+        network=describe_model(config.model),
         result=result,
         evaluation=evaluation,
         dataset=dataset.meta,

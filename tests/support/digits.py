@@ -2,19 +2,51 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from cluster.bundle import Bundle
-from cluster.dataset import Dataset
+from cluster.dataset import (
+    SPLITS,
+    Dataset,
+    Split,
+    SplitName,
+    content_digest,
+    publish_dataset,
+    write_meta,
+    write_split,
+)
 from cluster.session import connect
 from cluster.settings import Settings
-from cluster.store import Store
+from cluster.store import Store, drafting
 from cluster.tracking import Tracking
 from train.data.ingest import ingest
 from train.data.sources.recognize import read_source
 from train.export import export_run
 from train.fit import FitOutcome, fit, prepare
 from train.recipes import get_recipe
+
+
+def write_digits_16(store: Store, digits: Dataset) -> Dataset:
+    """Digits at twice their size, 16x16, as version 1 of ``digits16``."""
+    image = digits.meta.image.model_copy(update={"height": 16, "width": 16})
+    splits: dict[SplitName, Split] = {}
+    for name in SPLITS:
+        split = digits.split(name)
+        pixels = np.kron(split.take(slice(0, None)), np.ones((1, 1, 2, 2), np.uint8))
+        splits[name] = Split(pixels, np.array(split.labels))
+    with drafting(store.datasets / "digits16", "1") as draft:
+        changes = {
+            "name": "digits16",
+            "image": image,
+            "splits": {
+                name: write_split(draft, name, split.images, split.labels, 10)
+                for name, split in splits.items()
+            },
+            "digest": content_digest(image, digits.meta.class_names, splits),
+        }
+        write_meta(draft, digits.meta.model_copy(update=changes))
+        return publish_dataset(store, draft)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_overrides_reach_nested_fields() -> None:
     assert config.checkpoint.every_s is None
     assert config.seed == 9
     # What was not named is the recipe's.
-    assert config.model.activation == get_recipe("digits").model.activation
+    assert config.model.activation == "gelu"
 
 
 def test_another_name_begins_from_its_own_defaults() -> None:

@@ -18,7 +18,8 @@ from train.config import FileConfig
 from train.models.source import check_sha256, content_sha256, read_file
 from train.models.zoo import unknown_name
 
-_OFFERS = ("shape", "num_classes", "in_channels", "height", "width")
+# Not "width" and "height": networks have a width of their own.
+_OFFERS = ("shape", "num_classes", "in_channels")
 _SIGNATURE = "build(shape, num_classes, **options), with shape = (channels, height, width)"
 
 
@@ -35,7 +36,7 @@ def build_from_file(config: FileConfig, shape: tuple[int, int, int], num_classes
         known = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
         problem = f"{config.path} has no function or class {config.factory!r}"
         raise ConfigError(unknown_name(problem, config.factory, known))
-    offered = dict(zip(_OFFERS, (shape, num_classes, *shape), strict=True))
+    offered = dict(zip(_OFFERS, (shape, num_classes, shape[0]), strict=True))
     arguments = _choose_arguments(factory, offered, config)
     try:
         net = factory(**arguments)

@@ -168,16 +168,22 @@ def _back(graph: Any, output: Outputs, old_output: str) -> list[onnx.NodeProto]:
 
 def _free_batch(graph: Any, batch: int) -> None:
     """Let constant shapes that begin with the fixed batch keep whatever batch comes in."""
-    shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-    constants = [tensor for tensor in graph.initializer if tensor.name in shapes]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in shapes:
-            constants += [one.t for one in node.attribute if one.name == "value"]
-    for tensor in constants:
-        sizes = onnx.numpy_helper.to_array(tensor).copy()
-        if sizes.ndim == 1 and len(sizes) and sizes[0] == batch:
-            sizes[0] = 0  # "As in the input."
-            tensor.CopyFrom(onnx.numpy_helper.from_array(sizes, tensor.name))
+        values = [one.t for one in node.attribute if one.name == "value"]
+        if node.op_type == "Constant" and values:
+            constants[node.output[0]] = values[0]
+    reshapes = [node for node in graph.node if node.op_type == "Reshape"]
+    for name in {node.input[1] for node in reshapes} & constants.keys():
+        sizes = onnx.numpy_helper.to_array(constants[name]).copy()
+        if sizes.ndim == 1 and len(sizes) and sizes[0] == batch and 0 not in sizes:
+            sizes[0] = 0  # "As in the input", unless the node says that it is a size.
+            constants[name].CopyFrom(onnx.numpy_helper.from_array(sizes, constants[name].name))
+            for node in reshapes:
+                if node.input[1] == name:
+                    kept = [one for one in node.attribute if one.name != "allowzero"]
+                    node.ClearField("attribute")
+                    node.attribute.extend(kept)
 
 
 def _try_batches(content: bytes, net: OnnxNet) -> None:

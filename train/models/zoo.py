@@ -220,8 +220,12 @@ def _create_timm(
             **options,
         )
     except Exception as error:  # noqa: BLE001 - networks, and its hub, raise what they like
-        what = "its weights cannot be had" if pretrained else _listed(options)
-        raise ConfigError(f"{where}: {what}: {_one_line(error)}") from None
+        if pretrained:
+            raise ConfigError(
+                f"pretrained=timm: weights of {config.arch} cannot be had ({_one_line(error)}); "
+                "fetch them elsewhere and name the file: --pretrained FILE"
+            ) from None
+        raise ConfigError(f"{where} with {_listed(options)}: {_one_line(error)}") from None
     return net
 
 
