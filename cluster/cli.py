@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -67,39 +67,40 @@ def new_app(help_text: str) -> typer.Typer:
 
 def main(app: typer.Typer, program: str) -> NoReturn:
     """Run a command group; errors raised on purpose become one line and their exit code."""
-    as_json = "--json" in sys.argv
     try:
         app(prog_name=program)
     except RaybridgeError as error:
-        message = " ".join(str(error).split())
-        sys.stderr.write(f"error: {message}\n")
-        if as_json:
-            line = {"error": message, "exit_code": error.exit_code, **error.details}
-            sys.stdout.write(json.dumps(line) + "\n")
-        _leave(error.exit_code)
+        _fail(" ".join(str(error).split()), error.exit_code, error.details)
     except BrokenPipeError:
-        # The reader went away, as `head` does. Keep the interpreter from flushing into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(0)
+        _leave_unread(0)
     except OSError as error:
         # A full disk, a folder that may not be read: the machine's own words say it best.
         where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
-        sys.stderr.write(f"error: {message}\n")
-        if as_json:
-            print(json.dumps({"error": message, "exit_code": 1}))  # noqa: T201
-        _leave(1)
+        _fail(f"{where}{error.strerror or error}", 1)
     except (KeyboardInterrupt, SystemExit) as ended:
         # Typer turns an interrupt into an exit of its own.
         cause = ended if isinstance(ended, KeyboardInterrupt) else ended.__context__
         if not isinstance(cause and (cause.__cause__ or cause), KeyboardInterrupt):
             raise
-        sys.stderr.write("interrupted\n")
-        if as_json:
-            sys.stdout.write(json.dumps({"error": "interrupted", "exit_code": 130}) + "\n")
-        _leave(130)
+        _fail("interrupted", 130, prefix="")
     raise AssertionError("typer always exits")
 
 
-def _leave(code: int) -> NoReturn:
-    sys.exit(code)
+def _fail(
+    message: str, exit_code: int, details: Mapping[str, Any] | None = None, prefix: str = "error: "
+) -> NoReturn:
+    try:
+        sys.stderr.write(f"{prefix}{message}\n")
+        if "--json" in sys.argv:
+            line = {"error": message, "exit_code": exit_code, **(details or {})}
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_unread(exit_code)
+    sys.exit(exit_code)
+
+
+def _leave_unread(exit_code: int) -> NoReturn:
+    # The reader went away, as `head` does. Keep the interpreter from flushing into it again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_code)

@@ -45,6 +45,21 @@ def fashion_mnist() -> TrainConfig:
     )
 
 
+def cifar10() -> TrainConfig:
+    """A small residual network on CIFAR-10: six epochs, minutes on two cores."""
+    return TrainConfig(
+        recipe="cifar10",
+        data="cifar10",
+        epochs=6,
+        batch_size=128,
+        model=ResNetConfig(width=32),
+        loss=LossConfig(label_smoothing=0.05),
+        optim=AdamWConfig(lr=5e-3, weight_decay=0.05),
+        schedule=ScheduleConfig(name="one_cycle"),
+        augment=AugmentConfig(flip=True, translate=2),
+    )
+
+
 def small_resnet() -> TrainConfig:
     """A small residual network for any data set of small images."""
     return TrainConfig(
@@ -60,6 +75,7 @@ def small_resnet() -> TrainConfig:
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "cifar10": cifar10,
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "small_resnet": small_resnet,

@@ -63,9 +63,75 @@ def write_result(
         versions: of the contestants' own libraries, beside ours.
         details: anything else, for the JSON file only.
     """
+    table = [
+        f"| | median {unit} | lowest - highest | n | ratio to {reference.name} |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(series.row(reference) for series in (reference, *others)),
+    ]
+    return _write(
+        name,
+        title=title,
+        what=what,
+        table=table,
+        notes=notes,
+        command=command,
+        versions=versions or {},
+        values={
+            "unit": unit,
+            "series": {series.name: list(series.values) for series in (reference, *others)},
+            "details": dict(details or {}),
+        },
+    )
+
+
+def write_facts(
+    name: str,
+    *,
+    title: str,
+    what: str,
+    facts: Mapping[str, str],
+    command: str,
+    details: Mapping[str, object],
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write ``docs/benchmarks/NAME.{json,md}`` of a measurement that has no contestants.
+
+    Args:
+        name: of the files.
+        title: of the page.
+        what: what was measured and how, in a few sentences.
+        facts: what came of it, each with its n and spread.
+        command: how to repeat it.
+        details: the numbers behind the facts, for the JSON file.
+        notes: what a reader must know to judge them.
+    """
+    table = ["| | |", "| --- | ---: |", *(f"| {key} | {value} |" for key, value in facts.items())]
+    return _write(
+        name,
+        title=title,
+        what=what,
+        table=table,
+        notes=notes,
+        command=command,
+        versions={},
+        values={"details": dict(details)},
+    )
+
+
+def _write(
+    name: str,
+    *,
+    title: str,
+    what: str,
+    table: Sequence[str],
+    notes: Sequence[str],
+    command: str,
+    versions: Mapping[str, str],
+    values: Mapping[str, object],
+) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     machine = machine_facts()
-    libraries = {**library_versions(), **(versions or {})}
+    libraries = {**library_versions(), **versions}
     record = {
         "benchmark": name,
         "command": command,
@@ -73,9 +139,7 @@ def write_result(
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "libraries": libraries,
-        "unit": unit,
-        "series": {series.name: list(series.values) for series in (reference, *others)},
-        "details": dict(details or {}),
+        **values,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     page = [
@@ -83,9 +147,7 @@ def write_result(
         "",
         what,
         "",
-        f"| | median {unit} | lowest - highest | n | ratio to {reference.name} |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        *(series.row(reference) for series in (reference, *others)),
+        *table,
         "",
         *(f"- {note}" for note in notes),
         *([""] if notes else []),

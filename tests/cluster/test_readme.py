@@ -11,7 +11,7 @@ import cluster.__main__
 import serve.__main__
 import train.__main__
 
-README = (ROOT / "README.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
 APPS = {"cluster": cluster.__main__.app, "serve": serve.__main__.app, "train": train.__main__.app}
 COMMANDS = sorted(set(re.findall(r"python -m ((?:cluster|serve|train) [^`|\n]+)", README)))
 
