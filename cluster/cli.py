@@ -2,13 +2,16 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.errors import RaybridgeError
 
@@ -16,6 +19,9 @@ JsonOption = Annotated[
     bool,
     typer.Option("--json", help="End standard output with one line of JSON: the result."),
 ]
+
+_TERMINATED = 128 + signal.SIGTERM
+_TERMINATED_CODES = (_TERMINATED, signal.SIGTERM)  # Ours, and that of Ray's handler.
 
 
 class Output:
@@ -38,12 +44,13 @@ class Output:
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table; numbers should come formatted."""
-        table = Table(title=title, title_justify="left", header_style="bold")
+        # As Text, names are shown as they are: brackets in a string would be Rich's markup.
+        table = Table(title=Text(title), title_justify="left", header_style="bold")
         for i, column in enumerate(columns):
             # The first names the row: it may be folded, but not cut.
-            table.add_column(column, overflow="ellipsis" if i else "fold")
+            table.add_column(Text(column), overflow="ellipsis" if i else "fold")
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*(Text(str(cell)) for cell in row))
         self.console.print(table)
 
     def result(self, value: dict[str, Any]) -> None:
@@ -66,7 +73,22 @@ def new_app(help_text: str) -> typer.Typer:
 
 
 def main(app: typer.Typer, program: str) -> NoReturn:
-    """Run a command group; errors raised on purpose become one line and their exit code."""
+    """Run a command group; errors raised on purpose become one line and their exit code.
+
+    SIGTERM ends a command as Ctrl-C does, so that nothing half-made stays.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _run(app, program)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(_TERMINATED)
+
+
+def _run(app: typer.Typer, program: str) -> NoReturn:
     try:
         app(prog_name=program)
     except RaybridgeError as error:
@@ -76,8 +98,10 @@ def main(app: typer.Typer, program: str) -> NoReturn:
     except OSError as error:
         # A full disk, a folder that may not be read: the machine's own words say it best.
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1)
+        _fail(" ".join(f"{where}{error.strerror or error}".split()), 1)
     except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code in _TERMINATED_CODES:
+            _fail("terminated", _TERMINATED, prefix="")
         # Typer turns an interrupt into an exit of its own.
         cause = ended if isinstance(ended, KeyboardInterrupt) else ended.__context__
         if not isinstance(cause and (cause.__cause__ or cause), KeyboardInterrupt):
@@ -91,7 +115,8 @@ def _fail(
 ) -> NoReturn:
     try:
         sys.stderr.write(f"{prefix}{message}\n")
-        if "--json" in sys.argv:
+        own = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv
+        if "--json" in own:
             line = {"error": message, "exit_code": exit_code, **(details or {})}
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()

@@ -1,6 +1,10 @@
 """Every error raised on purpose ends a command with one line and its exit code."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import typer
@@ -115,3 +119,57 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["prog"])
     with pytest.raises(ZeroDivisionError):
         main(app, "prog")
+
+
+def test_the_json_line_of_another_command_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["prog", "work", "--", "other", "--json"])
+    app = new_app("A test.")
+
+    @app.command()
+    def work(command: list[str]) -> None:
+        """Do it."""
+        raise errors.ConfigError(" ".join(command))
+
+    @app.command()
+    def other() -> None:
+        """Make it a group."""
+
+    with pytest.raises(SystemExit):
+        main(app, "prog")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "error: other --json\n")
+
+
+def test_sigterm_ends_a_command_in_good_order(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\n"
+        "from cluster.cli import main, new_app\n"
+        "app = new_app('A test.')\n"
+        "@app.command()\n"
+        "def work(as_json: bool = False):\n"
+        "    try:\n"
+        "        print('working', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('tidied', flush=True)\n"
+        "@app.command()\n"
+        "def other(): ...\n"
+        "main(app, 'prog')\n"
+    )
+    command = [sys.executable, str(program), "work"]
+    with subprocess.Popen(command, text=True, stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (143, "tidied\n", "terminated\n")
+
+
+def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=False).table("[b]title", ["[i]column"], [["file [copy].png"], ["[/x]"]])
+    shown = capsys.readouterr().out
+    for text in ("[b]title", "[i]column", "file [copy].png", "[/x]"):
+        assert text in shown
