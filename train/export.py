@@ -31,15 +31,17 @@ from cluster.bundle import (
     write_golden,
     write_manifest,
 )
-from cluster.dataset import Dataset, ImageSplit
+from cluster.dataset import Dataset, ImageSplit, Split
 from cluster.errors import BundleError, CheckpointError
 from cluster.runtime import OnnxRuntimeSession, Session, open_session
 from cluster.stats import reference_statistics
 from cluster.store import Store, check_name, drafting, write_json_atomic
-from train.config import ModelConfig, SourceConfig
+from train.config import FileConfig, ModelConfig, SourceConfig
 from train.data.loader import shard_batches
 from train.loop import predict_shard
-from train.models.classifier import Classifier, build_classifier, num_parameters
+from train.models.check import describe_model
+from train.models.classifier import Classifier, Shape, build_classifier, num_parameters
+from train.models.file import blame
 from train.models.graph import OnnxNet, to_bundle_graph
 from train.runs import Run, RunInfo
 from train.weights import weights_sha256
@@ -89,15 +91,19 @@ def export_run(run: Run, store: Store, name: str | None = None) -> Bundle:
     model_name = check_name("model", name or dataset.meta.name)
     test = dataset.split("test")
     with drafting(store.bundles, run.name) as draft:
-        graph = export_onnx(classifier, dataset.meta.image.shape)
+        graph = export_onnx(classifier, run.config().model, dataset.meta.image.shape)
         (draft / MODEL_FILE).write_bytes(graph)
         safetensors.torch.save_file(
-            {name: tensor.contiguous() for name, tensor in classifier.net.state_dict().items()},
+            # Copies: the format has no tensor under two names, as tied weights are.
+            {
+                name: tensor.clone(memory_format=torch.contiguous_format)
+                for name, tensor in classifier.net.state_dict().items()
+            },
             draft / WEIGHTS_FILE,
         )
         expected = predict_shard(classifier, test, torch.device("cpu"))
         parity = measure_parity(OnnxRuntimeSession(graph, torch.get_num_threads()), test, expected)
-        scale = max(1.0, float(np.abs(expected).max()) / 10)
+        scale = _scale(expected)
         _require_parity(parity, run, PARITY_TOLERANCE * scale)
         write_golden(draft, choose_golden(test, expected))
         _write_reference(draft, dataset, classifier)
@@ -108,32 +114,68 @@ def export_run(run: Run, store: Store, name: str | None = None) -> Bundle:
         return publish_bundle(store, draft)
 
 
-def export_onnx(classifier: Classifier, shape: tuple[int, int, int]) -> bytes:
+def try_export(classifier: Classifier, model: ModelConfig, shape: Shape) -> None:
+    """Find out whether a run of a network can become a bundle; nothing is written.
+
+    Args:
+        classifier: in evaluation mode.
+        model: what it was built from.
+        shape: ``(channels, height, width)``.
+
+    Raises:
+        BundleError: it cannot be exported, or its graph gives other answers on random images.
+    """
+    session = OnnxRuntimeSession(export_onnx(classifier, model, shape), torch.get_num_threads())
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    expected = predict_shard(classifier, Split(images, np.zeros(5, np.int64)), torch.device("cpu"))
+    difference = float(np.abs(session.run(images) - expected).max())
+    # Noise is no image of the data, on which export_run compares to the last digit.
+    allowed = GOLDEN_TOLERANCE * _scale(expected)
+    if not difference < allowed:
+        raise BundleError(
+            f"{describe_model(model)}: its ONNX graph and the network differ by {difference:.3g} "
+            f"(allowed {allowed:.3g}); in evaluation mode it must give the same each time: "
+            "F.dropout, for one, needs training=self.training"
+        )
+
+
+def export_onnx(classifier: Classifier, model: ModelConfig, shape: Shape) -> bytes:
     """Export to one self-contained ONNX graph with a dynamic batch.
 
     Args:
         classifier: in evaluation mode.
+        model: what it was built from, for messages.
         shape: ``(channels, height, width)``.
+
+    Raises:
+        BundleError: the network cannot be expressed as such a graph. Of one from a user's file the
+            message names the line.
     """
     if isinstance(classifier.net, OnnxNet):
         return to_bundle_graph(classifier.net, classifier.normalization, classifier.output)
     # Two examples: with one, torch.export would fix the batch at 1.
     example = torch.zeros((2, *shape), dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            classifier,
-            (example,),
-            dynamo=True,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            external_data=False,
-            verbose=False,
-        )
-        if program is None:
-            raise AssertionError("torch.onnx.export returns a program when dynamo is used")
-        model: bytes = program.model_proto.SerializeToString()
-    return model
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                classifier,
+                (example,),
+                dynamo=True,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                external_data=False,
+                verbose=False,
+            )
+            assert program is not None, "with dynamo a program is returned"
+            graph: bytes = program.model_proto.SerializeToString()
+    except Exception as error:  # noqa: BLE001 - networks, and every step within, raise their own
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        said = blame(root, model.path if isinstance(model, FileConfig) else None)
+        raise BundleError(f"{describe_model(model)} cannot be exported to ONNX: {said}") from None
+    return graph
 
 
 def measure_parity(
@@ -160,6 +202,11 @@ def choose_golden(split: ImageSplit, expected: npt.NDArray[np.float32]) -> Golde
         seen[label] += 1
     rows = np.sort(np.argsort(turn, kind="stable")[:NUM_GOLDEN])
     return Golden(split.take(rows), expected[rows])
+
+
+def _scale(logits: npt.NDArray[np.float32]) -> float:
+    """What the tolerances, which are of logits up to 10, are multiplied with."""
+    return max(1.0, float(np.abs(logits).max()) / 10)
 
 
 def _require_parity(parity: Parity, run: Run, allowed: float) -> None:

@@ -13,8 +13,9 @@ from cluster.session import Session
 from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
 from train.checkpoint import save_checkpoint
-from train.config import IMPORT_RECIPE, OnnxConfig, SourceConfig, TrainConfig
+from train.config import IMPORT_RECIPE, FileConfig, OnnxConfig, SourceConfig, TrainConfig
 from train.data.loader import TrainLoader
+from train.export import try_export
 from train.job import Placement, choose_placement, train_on_ray
 from train.loop import first_checkpoint
 from train.metrics import Evaluation, evaluate_logits
@@ -54,7 +55,7 @@ def prepare(
         config: what to train, on what.
         store: where data sets and runs live.
         name: of the coming run, if it is given one.
-        say: told which pretrained weights fit.
+        say: told what is downloaded, and which pretrained weights fit.
 
     Returns:
         The configuration with the data set's version, absolute paths and the digest of a model's
@@ -75,7 +76,8 @@ def prepare(
     config = config.with_changes(changes, "fit")
     classifier = check_fit(config, dataset)
     if config.pretrained is not None:
-        say(str(load_pretrained(classifier.net, config, dataset.meta)))
+        say(str(load_pretrained(classifier.net, config, dataset.meta, say)))
+        check_classifier(classifier, config.model, dataset.meta, training=False)
     return config, dataset
 
 
@@ -193,7 +195,7 @@ def _resume_log(run: Run, config: TrainConfig, tracking: Tracking) -> RunLog:
 def _begin_with_pretrained(run: Run, config: TrainConfig, dataset: Dataset) -> None:
     """Leave the first weights where every worker looks for a checkpoint.
 
-    So they are read, and downloaded, once, and the file is needed no more.
+    So no worker reads or downloads them, and the file is needed no more.
     """
     classifier = build_classifier(config, dataset.meta)
     pretrained = load_pretrained(classifier.net, config, dataset.meta)
@@ -208,10 +210,13 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> Classifier:
         The classifier, whose running averages have seen random images.
 
     Raises:
-        UserError: model or batch do not fit the data set.
+        UserError: model or batch do not fit the data set, or a network of the user's could be
+            trained but not exported.
     """
     classifier = build_classifier(config, dataset.meta)
     check_classifier(classifier, config.model, dataset.meta, training=True)
+    if isinstance(config.model, FileConfig):  # The others are known to export.
+        try_export(classifier, config.model, dataset.meta.image.shape)
     TrainLoader(dataset.split("train"), config.batch_size, config.augment, seed=config.seed)
     return classifier
 

@@ -1,5 +1,6 @@
 """Models that were trained elsewhere: a foreign file becomes a run like any other."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,13 +16,14 @@ from cluster.errors import CheckpointError, ConfigError
 from cluster.store import Store
 from cluster.tracking import Tracking
 from train.config import IMPORT_RECIPE, Normalize, OnnxConfig, Outputs, SourceConfig, TrainConfig
+from train.export import try_export
 from train.fit import FitOutcome, conclude, flatten, pin_source
 from train.loop import predict_shard
 from train.metrics import evaluate_logits
 from train.models.check import check_classifier
 from train.models.choice import choose_model
 from train.models.classifier import Classifier, build_classifier, choose_normalization
-from train.models.graph import OnnxNet, to_bundle_graph
+from train.models.graph import OnnxNet
 from train.runs import RunResult, check_new_run, create_run
 from train.weights import load_state_dict, weights_sha256
 
@@ -42,7 +44,7 @@ class ImportRequest:
     normalize: str = "auto"
     output: Outputs = "logits"
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the configuration."""
+    """Further fields of ``model``, as ``--set`` has them."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def prepare_import(
 
     Raises:
         UserError: the file is missing or holds code, or its tensors are not the network's, or its
-            inputs or outputs do not fit the data set.
+            inputs or outputs do not fit the data set, or it could not be exported again.
     """
     if name is not None:
         check_new_run(store, name)
@@ -95,8 +97,7 @@ def prepare_import(
     config = config.model_copy(update={"normalize": normalize})
     classifier = _renormalized(config, classifier, dataset)
     check_classifier(classifier, config.model, dataset.meta, training=False)
-    if isinstance(classifier.net, OnnxNet):
-        to_bundle_graph(classifier.net, classifier.normalization, classifier.output)
+    try_export(classifier, config.model, dataset.meta.image.shape)
     source = SourceFile(name=file.name, sha256=file_sha256(file))
     return PreparedImport(source, config, dataset, classifier)
 
@@ -107,6 +108,7 @@ def import_model(
     """Record a foreign model as a finished run, with its evaluation and its report.
 
     Raises:
+        ConfigError: its answers are no numbers.
         DataError: a run of that name exists.
     """
     config, dataset, classifier = prepared.config, prepared.dataset, prepared.classifier
@@ -114,6 +116,13 @@ def import_model(
     val = predict_shard(classifier, dataset.split("val"), _CPU)
     test = predict_shard(classifier, dataset.split("test"), _CPU)
     seconds = time.monotonic() - began
+    for logits in (val, test):
+        broken = int((~np.isfinite(logits).all(1)).sum())
+        if broken:
+            raise ConfigError(
+                f"{prepared.file.name} gives numbers that are not finite for {broken} of "
+                f"{len(logits)} images; nothing was written"
+            )
     run = create_run(store, config, dataset, name)
     with run.alone():
         log = tracking.start_run(
@@ -148,9 +157,9 @@ def import_model(
 
 
 def _configure(file: Path, request: ImportRequest, dataset: Dataset) -> TrainConfig:
-    changes = dict(request.changes)
-    model = dict(changes.pop("model", {}))
-    if file.suffix == ".onnx":
+    is_graph = file.suffix.lower() == ".onnx"
+    model = _model_fields(request.changes)
+    if is_graph:
         if request.model is not None:
             raise ConfigError(f"{file} says itself what the model is; leave --model out")
         model |= {"name": "onnx", "path": str(file)}
@@ -170,16 +179,28 @@ def _configure(file: Path, request: ImportRequest, dataset: Dataset) -> TrainCon
             "data": dataset.reference,
             "epochs": 0,
             "batch_size": 1,
-            **changes,
             "model": model,
         },
         "import",
     )
-    if isinstance(config.model, OnnxConfig) and file.suffix != ".onnx":
+    if isinstance(config.model, OnnxConfig) and not is_graph:
         raise ConfigError(f"--model {request.model}: {file} holds weights, which no graph takes")
     if isinstance(config.model, SourceConfig):
         config = config.with_changes({"model": pin_source(config.model)}, "import")
     return config
+
+
+def _model_fields(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``model``; whatever else a configuration has is of training, or has an option."""
+    for name in changes:
+        if name != "model":
+            options = {"data": "--data NAME", "normalize": "--normalize"}
+            remedy = f"say it with {options[name]}" if name in options else "an import trains none"
+            raise ConfigError(f"--set {name}: only model... can be set here; {remedy}")
+    model = changes.get("model", {})
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"--set model={model}: the network is named by --model")
+    return dict(model)
 
 
 def _parse_normalize(text: str) -> Normalize | None:
@@ -224,7 +245,7 @@ def _find_normalize(
             logits, some.labels, dataset.meta.class_names, dataset=config.data, split="val"
         )
         found.append((evaluation.loss, evaluation.accuracy, candidate))
-    found.sort(key=lambda entry: entry[0])
+    found.sort(key=lambda entry: (not math.isfinite(entry[0]), entry[0]))
     listed = ", ".join(f"{name} {accuracy:.3f}" for _, accuracy, name in found)
     chosen = found[0][2]
     say(

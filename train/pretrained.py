@@ -1,5 +1,6 @@
 """First weights from a file, or as published, fitted to another number of channels or classes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from cluster.dataset import DatasetMeta, file_sha256
 from cluster.errors import CheckpointError, ConfigError
 from train.config import TimmConfig, TorchvisionConfig, TrainConfig
 from train.models.check import describe_model
-from train.models.layers import find_first_conv, fit_channels, last_layer
+from train.models.layers import find_first_conv, fit_channels, last_layers
 from train.models.zoo import published_timm, published_torchvision, rename_published
 from train.weights import StateDict, read_state_dict, weights_sha256
 
@@ -39,23 +40,34 @@ class Pretrained:
         return text
 
 
-def load_pretrained(net: nn.Module, config: TrainConfig, meta: DatasetMeta) -> Pretrained:
+def load_pretrained(
+    net: nn.Module,
+    config: TrainConfig,
+    meta: DatasetMeta,
+    say: Callable[[str], None] = lambda _: None,
+) -> Pretrained:
     """Load ``config.pretrained`` into a network.
 
     The first convolution is fitted to the channels of the images, and the positions of a vision
     transformer to their size. The last layer keeps its random weights if the file's is for other
     classes, or missing.
 
+    Args:
+        net: built from ``config`` for such images.
+        config: names file or publisher.
+        meta: of the data set.
+        say: told what is about to be downloaded.
+
     Raises:
         CheckpointError: the file cannot be read, or its tensors are otherwise not the network's.
         ConfigError: nothing is published for the network, or it cannot be downloaded.
     """
     assert config.pretrained is not None
-    if config.pretrained in PUBLISHERS:
-        name, values = _published(config, meta)
-    else:
-        name, values = config.pretrained, read_state_dict(Path(config.pretrained))
     own = net.state_dict()
+    if config.pretrained in PUBLISHERS:
+        name, values = _published(config, meta, say)
+    else:
+        name, values = config.pretrained, read_state_dict(Path(config.pretrained), own.keys())
     if isinstance(config.model, TorchvisionConfig):
         values = _fit_positions(net, rename_published(values))
     for key in values:
@@ -74,15 +86,15 @@ def _fit(
     net: nn.Module, values: StateDict, num_classes: int, where: str
 ) -> tuple[StateDict, tuple[str, ...], tuple[str, ...]]:
     """The tensors that fit, the names of those that were made to, and of those that stay random."""
-    first, last = find_first_conv(net), last_layer(net)
+    first, last = find_first_conv(net), last_layers(net, num_classes)
     loaded: StateDict = {}
     fitted, random = [], []
     for name, tensor in net.state_dict().items():
-        value = values.get(name)
+        value, layer = values.get(name), name.rpartition(".")[0]
         if value is not None and value.shape == tensor.shape:
             loaded[name] = value
         elif value is None:
-            if name.rpartition(".")[0] != last:
+            if layer not in last:
                 raise CheckpointError(f"{where} has no tensor {name}; it is of another model")
             random.append(name)
         elif name == f"{first}.weight" and value.ndim == 4 and len(value) == len(tensor):
@@ -91,7 +103,7 @@ def _fit(
                 fitted.append(name)
             else:
                 random.append(name)  # A stem of another size.
-        elif tensor.shape[:1] == (num_classes,) and value.shape[1:] == tensor.shape[1:]:
+        elif layer in last and value.shape[1:] == tensor.shape[1:]:
             random.append(name)
         else:
             raise CheckpointError(
@@ -101,10 +113,12 @@ def _fit(
     return loaded, tuple(fitted), tuple(random)
 
 
-def _published(config: TrainConfig, meta: DatasetMeta) -> tuple[str, StateDict]:
+def _published(
+    config: TrainConfig, meta: DatasetMeta, say: Callable[[str], None]
+) -> tuple[str, StateDict]:
     model, wanted = config.model, config.pretrained
     if isinstance(model, TorchvisionConfig) and wanted == "torchvision":
-        return published_torchvision(model)
+        return published_torchvision(model, say)
     if isinstance(model, TimmConfig) and wanted == "timm":
         return published_timm(model, meta.image.shape, len(meta.class_names))
     raise ConfigError(

@@ -108,11 +108,12 @@ def _draw_calibration(evaluation: Evaluation) -> str:
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
+    # No bin at all where the logits are no numbers: of training that diverged.
     sizes = np.array([row.images for row in evaluation.calibration], float)
     axes.scatter(
         [row.confidence for row in evaluation.calibration],
         [row.accuracy for row in evaluation.calibration],
-        s=20 + 180 * sizes / sizes.max(),
+        s=20 + 180 * sizes / sizes.max(initial=1),
         color=_BLUE,
         alpha=0.7,
         edgecolors="none",

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,25 @@ def load_state_dict(net: nn.Module, path: Path) -> None:
         CheckpointError: the file is missing, damaged, or not of weights alone, or its tensors are
             not those of the network.
     """
-    values = read_state_dict(path)
+    values = read_state_dict(path, net.state_dict().keys())
     check_state_dict(net, values, str(path))
     net.load_state_dict(values)
 
 
-def read_state_dict(path: Path) -> StateDict:
+def read_state_dict(path: Path, names: Collection[str]) -> StateDict:
     """Read named tensors from a ``state_dict`` (.pth, .pt) or a safetensors file.
 
     A wrapper such as ``{"state_dict": ..., "epoch": ...}``, and what DistributedDataParallel and
     ``torch.compile`` put in front of every name, are taken off.
 
+    Args:
+        path: of the file.
+        names: those of the network's tensors; they tell what is no prefix but part of a name.
+
     Raises:
         CheckpointError: the file is missing or damaged, or holds something else than tensors.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         try:
             values: Any = safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
@@ -65,11 +70,7 @@ def read_state_dict(path: Path) -> StateDict:
         values = inner[0] if inner else values
     if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
         raise CheckpointError(f"{path} does not hold a state_dict of named tensors")
-    tensors: StateDict = dict(values)
-    for prefix in _PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+    return _unwrap(dict(values), names)
 
 
 def check_state_dict(net: nn.Module, values: StateDict, where: str) -> None:
@@ -137,6 +138,20 @@ def load_weights_only(path: Path) -> Any:
             ) from None
         reason = text.splitlines()[0] if text else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as weights: {reason[:200]}") from None
+
+
+def _unwrap(tensors: StateDict, names: Collection[str]) -> StateDict:
+    """Take off as many prefixes, in whatever order they are, as let most names be known."""
+    forms = [tensors]
+    while prefix := _shared_prefix(forms[-1]):
+        forms.append({name.removeprefix(prefix): tensor for name, tensor in forms[-1].items()})
+    return max(forms, key=lambda form: sum(name in names for name in form))
+
+
+def _shared_prefix(tensors: StateDict) -> str | None:
+    if not tensors:
+        return None
+    return next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)
 
 
 def _refuse_programs(path: Path) -> None:

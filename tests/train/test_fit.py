@@ -2,18 +2,27 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cluster.dataset import Dataset
-from cluster.errors import CheckpointError, ConfigError, DataError, NotFoundError, UserError
+from cluster.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NotFoundError,
+    UserError,
+)
 from cluster.settings import Settings
 from cluster.store import Store
+from cluster.tracking import Tracking
 from train.config import NetConfig
-from train.fit import flatten, prepare
+from train.fit import conclude, flatten, prepare
 from train.models.net import Net
 from train.recipes import get_recipe
-from train.runs import create_run, find_run, list_runs
+from train.runs import RunResult, create_run, find_run, list_runs
 from train.weights import save_state_dict
 
 
@@ -53,6 +62,61 @@ def test_what_does_not_fit_is_found_out_first(
     asked = get_recipe("digits").with_changes(changes, "test")
     with pytest.raises(kind, match=message):
         prepare(asked, shared_store)
+
+
+def test_a_network_that_could_not_be_exported_is_found_out_first(
+    shared_store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Own(nn.Linear):\n"
+        "    def __init__(self): super().__init__(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x.flatten(1))\n"
+        "        return y * 2 if y.sum().item() > 0 else y\n"
+    )
+    own = {"name": "file", "path": tmp_path / "own.py", "factory": "Own"}
+    asked = get_recipe("digits").with_changes({"model": own}, "test")
+    with pytest.raises(BundleError, match=r"own.py:Own cannot be exported .*own.py:6 in forward"):
+        prepare(asked, shared_store)
+
+
+def test_first_weights_that_are_no_numbers_are_found_out_first(
+    shared_store: Store, tmp_path: Path
+) -> None:
+    net = Net(NetConfig(), (1, 8, 8), 10)
+    torch.nn.init.constant_(net.fc1.weight, float("nan"))
+    save_state_dict(net, tmp_path / "nan.pth")
+    asked = get_recipe("digits").with_changes({"pretrained": str(tmp_path / "nan.pth")}, "test")
+    with pytest.raises(ConfigError, match=r"its tensor fc1.weight holds NaN"):
+        prepare(asked, shared_store)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_run_that_diverged_still_has_its_report(
+    store: Store, settings: Settings, digits_dataset: Dataset
+) -> None:
+    run = create_run(store, get_recipe("digits"), digits_dataset, "lost")
+    for split in ("val", "test"):
+        rows = len(digits_dataset.split(split))
+        run.write_logits(np.full((rows, 10), np.nan, np.float32), split)
+    result = RunResult(
+        epochs=1,
+        steps=1,
+        workers=1,
+        device="cpu",
+        seconds=1.0,
+        images_per_s=1.0,
+        restarts=0,
+        weights_sha256="0" * 64,
+        history=(),
+        failures={},
+    )
+    log = Tracking(settings).start_run("lost", {}, {})
+    evaluation = conclude(run, digits_dataset, result, log)
+    log.finish("FAILED")
+    assert evaluation.calibration == ()
+    assert run.report_file.is_file()
 
 
 def test_a_run_is_made_once_and_found_by_name(store: Store, digits_dataset: Dataset) -> None:

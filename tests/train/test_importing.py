@@ -5,25 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.helper
-import onnx.numpy_helper
 import pytest
 import torch
 from digits import write_digits_16
 from safetensors.torch import save_file
 from torch import nn
 
-from cluster.bundle import Bundle
 from cluster.dataset import ChannelStatistics, Dataset
 from cluster.errors import NotFoundError, UserError
-from cluster.runtime import open_session, softmax
+from cluster.runtime import open_session
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
 from train.evaluate import evaluate_run
 from train.export import export_run
-from train.fit import FitOutcome, resume
+from train.fit import resume
 from train.importing import ImportRequest, import_model, prepare_import
 
 ARTICLE = """
@@ -81,15 +77,6 @@ def dataset(store: Store, digits_dataset: Dataset) -> Dataset:
     return write_digits_16(store, digits_dataset)
 
 
-def take_in(
-    file: Path, settings: Settings, name: str | None = None, **request: Any
-) -> tuple[FitOutcome, Bundle]:
-    store = Store(settings.store)
-    prepared = prepare_import(file, ImportRequest("digits16", **request), store, name)
-    outcome = import_model(prepared, store, Tracking(settings), name)
-    return outcome, export_run(outcome.run, store, "digits")
-
-
 def test_the_articles_weights_become_a_run_and_a_checked_bundle(
     trained: Path, dataset: Dataset, settings: Settings
 ) -> None:
@@ -137,8 +124,8 @@ def wrap(values: dict[str, Any], file: Path) -> Path:
 
 
 def as_safetensors(values: dict[str, Any], file: Path) -> Path:
-    save_file(values, file / "model.safetensors")
-    return file / "model.safetensors"
+    save_file(values, file / "MODEL.SAFETENSORS")
+    return file / "MODEL.SAFETENSORS"
 
 
 @pytest.mark.parametrize("save", [wrap, as_safetensors])
@@ -195,6 +182,13 @@ def test_files_that_would_run_code_are_refused_with_the_remedy(
             {"model": "net", "changes": {"model": {"depth": 3}}},
             r"no field model.depth",
         ),
+        (
+            "model.pth",
+            {"model": "net", "changes": {"normalize": "half"}},
+            r"--set normalize: only model... can be set here; say it with --normalize",
+        ),
+        ("model.pth", {"model": "net", "changes": {"epochs": 3}}, r"an import trains none"),
+        ("model.pth", {"model": "net", "changes": {"model": "net"}}, r"is named by --model"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -209,131 +203,60 @@ def test_a_mistake_is_one_line(
         prepare_import(trained / file, ImportRequest("digits16", **fields), Store(settings.store))
 
 
-def graph(
-    *,
-    batch: int | str = 1,
-    kind: int = onnx.TensorProto.FLOAT,
-    names: tuple[str, str] = ("images", "logits"),
-    last: str | None = None,
-    classes: int = 10,
-    rows: list[int] | None = None,
-    opset: int = 17,
-) -> onnx.ModelProto:
-    """A linear classifier of 16x16 pixels whose batch torch.export has fixed."""
-    helper = onnx.helper
-    weights = np.random.default_rng(0).normal(size=(256, classes)).astype(np.float32) / 256
-    nodes = [helper.make_node("Reshape", [names[0], "shape"], ["rows"], allowzero=1)]
-    if kind == onnx.TensorProto.UINT8:
-        nodes = [
-            helper.make_node("Cast", [names[0]], ["float"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Reshape", ["float", "shape"], ["rows"], allowzero=1),
-        ]
-    nodes.append(helper.make_node("MatMul", ["rows", "fc.weight"], ["sums" if last else names[1]]))
-    if last:
-        nodes.append(helper.make_node(last, ["sums"], [names[1]]))
-    make = helper.make_tensor_value_info
-    return helper.make_model(
-        helper.make_graph(
-            nodes,
-            "theirs",
-            [make(names[0], kind, [batch, 1, 16, 16])],
-            [make(names[1], onnx.TensorProto.FLOAT, [batch, classes])],
-            [
-                onnx.numpy_helper.from_array(weights, "fc.weight"),
-                onnx.numpy_helper.from_array(
-                    np.array(rows or [batch if isinstance(batch, int) else -1, 256]), "shape"
-                ),
-            ],
-        ),
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=8,
-    )
+OWN = """
+import torch.nn.functional as F
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a = nn.Linear(256, num_classes)
+        self.b = self.a
+
+    def forward(self, x):
+        return self.b(x.flatten(1))
+
+class Value(Tied):
+    def forward(self, x):
+        y = self.a(x.flatten(1))
+        return y * 2 if y.sum().item() > 0 else y
+
+class Random(Tied):
+    def forward(self, x):
+        return F.dropout(self.a(x.flatten(1)))
+"""
 
 
-def over_the_batch() -> onnx.ModelProto:
-    """A graph whose answer for an image depends on the others."""
-    model = graph(last="Softmax")
-    model.graph.node[-1].attribute.append(onnx.helper.make_attribute("axis", 0))
-    return model
+def save_own(folder: Path, *, bias: float = 0.0) -> Path:
+    (folder / "own.py").write_text(OWN)
+    layer = {"weight": torch.randn(10, 256), "bias": torch.full((10,), bias)}
+    values = {f"{name}.{key}": one for name in "ab" for key, one in layer.items()}
+    torch.save(values, folder / "own.pth")
+    return folder / "own.pth"
 
 
-@pytest.mark.parametrize(
-    ("fields", "normalize", "output"),
-    [
-        ({}, "half", "logits"),
-        ({"batch": 4, "names": ("x", "y")}, "mean=0.3;std=0.2", "logits"),
-        ({"batch": "n", "last": "Softmax"}, "none", "probabilities"),
-        ({"kind": onnx.TensorProto.UINT8}, "auto", "logits"),
-    ],
-)
-def test_foreign_graphs_take_bytes_and_any_batch(
-    dataset: Dataset,
-    settings: Settings,
-    tmp_path: Path,
-    fields: dict[str, Any],
-    normalize: str,
-    output: str,
-) -> None:
-    # With its weights in a file of their own, as torch.onnx.export leaves them.
-    onnx.save(
-        graph(**fields),
-        tmp_path / "theirs.onnx",
-        save_as_external_data=True,
-        size_threshold=0,
-        location="theirs.onnx.data",
-    )
-    outcome, bundle = take_in(
-        tmp_path / "theirs.onnx", settings, "theirs", normalize=normalize, output=output
-    )
+def test_tied_weights_are_exported(dataset: Dataset, settings: Settings, tmp_path: Path) -> None:
+    file, store = save_own(tmp_path), Store(settings.store)
+    request = ImportRequest("digits16", model=f"{tmp_path}/own.py:Tied", normalize="none")
+    outcome = import_model(prepare_import(file, request, store), store, Tracking(settings))
+    bundle = export_run(outcome.run, store, "digits")
     assert bundle.manifest.parity.labels_equal
-    assert bundle.manifest.parity.max_abs_diff < 1e-5
-    assert bundle.manifest.model.parameters == 2560
-    images = dataset.split("test").take(slice(0, 5))
-    mean, std = bundle.manifest.normalization.mean[0], bundle.manifest.normalization.std[0]
-    weights = onnx.numpy_helper.to_array(graph(**fields).graph.initializer[0])
-    expected = ((images / 255 - mean) / std).reshape(5, 256).astype(np.float32) @ weights
-    got = open_session(bundle).run(images)
-    assert np.allclose(softmax(got), softmax(expected), atol=1e-5)
-    for file in tmp_path.glob("theirs.onnx*"):
-        file.unlink()
-    assert evaluate_run(outcome.run, Store(settings.store), "test") == outcome.evaluation
 
 
 @pytest.mark.parametrize(
-    ("model", "fields", "message"),
+    ("factory", "bias", "message"),
     [
-        (graph(), {"model": "net"}, r"says itself what the model is; leave --model out"),
-        (graph(last="Softmax"), {}, r"gives probabilities .*--output probabilities"),
-        (graph(), {"output": "probabilities"}, r"does not give probabilities"),
-        (graph(classes=7), {}, r"has the outputs logits \[1, 7\]; one of .*\[batch, 10\]"),
-        (graph(kind=onnx.TensorProto.INT64), {}, r"input images is INT64; FLOAT and UINT8"),
-        (graph(kind=onnx.TensorProto.UINT8), {"normalize": "half"}, r"--normalize bytes"),
-        (graph(opset=8), {}, r"is of ONNX opset 8; 9 or later"),
-        (graph(rows=[1, 1, 256]), {}, r"theirs.onnx gives \[2, 1, 10\] for 2 images"),
-        (
-            over_the_batch(),
-            {"normalize": "none"},
-            r"any size \(its own is fixed at 1\): an image's",
-        ),
+        ("Value", 0.0, r"own.py:Value cannot be exported to ONNX: own.py:17 in forward: \w+"),
+        ("Random", 0.0, r"own.py:Random: its ONNX graph and the network differ by"),
+        ("Tied", float("nan"), r"not finite: its tensor a.bias holds NaN"),
+        ("Tied", float("inf"), r"own.py:Tied gives numbers that are not finite"),
     ],
 )
-def test_graphs_that_do_not_fit_are_refused(
-    dataset: Dataset,
-    settings: Settings,
-    tmp_path: Path,
-    model: onnx.ModelProto,
-    fields: dict[str, Any],
-    message: str,
+def test_what_could_not_be_exported_is_found_out_before_anything_is_written(
+    dataset: Dataset, settings: Settings, tmp_path: Path, factory: str, bias: float, message: str
 ) -> None:
-    onnx.save(model, tmp_path / "theirs.onnx")
-    request = ImportRequest("digits16", **fields)
-    with pytest.raises(UserError, match=message):
-        prepare_import(tmp_path / "theirs.onnx", request, Store(settings.store))
-
-
-def test_a_file_that_is_no_graph_is_refused(
-    dataset: Dataset, settings: Settings, tmp_path: Path
-) -> None:
-    (tmp_path / "theirs.onnx").write_text("hello")
-    with pytest.raises(UserError, match=r"theirs.onnx cannot be read as ONNX"):
-        prepare_import(tmp_path / "theirs.onnx", ImportRequest("digits16"), Store(settings.store))
+    file = save_own(tmp_path, bias=bias)
+    request = ImportRequest("digits16", model=f"{tmp_path}/own.py:{factory}", normalize="none")
+    with pytest.raises(UserError, match=message) as caught:
+        prepare_import(file, request, Store(settings.store))
+    assert "\n" not in str(caught.value)

@@ -60,13 +60,25 @@ def test_our_weights_load_in_the_articles_own_code(tmp_path: Path) -> None:
     assert torch.equal(net(images), article(images))
 
 
-def test_weights_of_a_ddp_wrapper_load(tmp_path: Path) -> None:
-    net = Net(NetConfig(), (1, 16, 16), 10)
-    wrapped = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
-    torch.save(wrapped, tmp_path / "model.pth")
-    other = Net(NetConfig(), (1, 16, 16), 10)
-    load_state_dict(other, tmp_path / "model.pth")
+class Holder(nn.Module):
+    """A network whose own names begin as those of a wrapper do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", [Holder, lambda: nn.Linear(3, 2)])
+def test_wrappers_are_taken_off_and_a_networks_own_names_are_not(
+    kind: Callable[[], nn.Module], wrapper: str, tmp_path: Path
+) -> None:
+    net, other = kind(), kind()
+    torch.save({wrapper + name: one for name, one in net.state_dict().items()}, tmp_path / "w.pth")
+    load_state_dict(other, tmp_path / "w.pth")
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    save_state_dict(net, tmp_path / "own.pth")
+    load_state_dict(other, tmp_path / "own.pth")
 
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:

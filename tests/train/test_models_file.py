@@ -36,9 +36,18 @@ class Bare(nn.Module):
 
 def five(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(45, 5))
 def ends(): return nn.Sequential(nn.Flatten(), nn.Linear(45, 2), nn.Softmax(1))
+class Counts(nn.Linear):
+    def __init__(self): super().__init__(45, 2)
+    def get_extra_state(self): return {"seen": 3}
+builtin = int
 def gives_list(in_channels): return [in_channels]
 def raises(): raise KeyError("no such thing")
 def strange(a, b): pass
+def leaves(): raise SystemExit("enough")
+def broken():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(45, 2))
+    nn.init.constant_(net[1].bias, float("nan"))
+    return net
 class Late(nn.Module):
     def __init__(self):
         super().__init__()
@@ -77,10 +86,14 @@ def test_a_factory_gets_what_it_names(source: Path) -> None:
         ("build", {"shape": 3}, r"model.options.shape is decided by the data"),
         ("strange", {"a": 1}, r"strange asks for b; give it with --set model.options.b=VALUE"),
         ("gives_list", {}, r"gives_list gave a list; it must give a torch.nn.Module"),
-        ("raises", {}, r"my_net.py:22 in raises: KeyError: 'no such thing'"),
+        ("raises", {}, r"my_net.py:26 in raises: KeyError: 'no such thing'"),
+        ("Counts", {}, r"Counts keeps _extra_state, which is no tensor"),
+        ("builtin", {}, r"my_net.py: builtin says no parameters; write it as build\("),
+        ("leaves", {}, r"my_net.py:28 in leaves: SystemExit: enough"),
+        ("broken", {}, r"broken gives numbers that are not finite: its tensor 1.bias holds NaN"),
         ("five", {}, r"gives \[2, 5\] for 2 images; the data set has 2 classes"),
         ("ends", {}, r"gives probabilities .*leave its softmax out"),
-        ("Late", {}, r"fails on images of 3x3x5: my_net.py:29 in forward: RuntimeError: mat1"),
+        ("Late", {}, r"fails on images of 3x3x5: my_net.py:38 in forward: RuntimeError: mat1"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place(
@@ -108,11 +121,26 @@ def test_a_file_that_does_not_run_says_where(source: Path, text: str, message: s
 
 
 @pytest.mark.parametrize(
-    "text", ["import helpers\n", "from . import x\n", "from helpers import x\n"]
+    "text",
+    [
+        "import helpers\n",
+        "from . import x\n",
+        "from helpers import x\n",
+        "from parts.head import x\n",
+        "import typed_from.here\n",
+    ],
 )
-def test_a_file_that_needs_a_neighbour_is_refused_where_both_are(source: Path, text: str) -> None:
-    source.write_text(f"import os, torch\n{text}")
-    (source.parent / "helpers.py").touch()
+def test_a_file_that_needs_a_neighbour_is_refused_where_both_are(
+    source: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Folders of these names hide no package: of data, and the package under development.
+    source.write_text(f"import os, torch, train\n{text}")
+    for name in ("helpers.py", "parts/head.py", "torch/1.png", "os/1.png"):
+        (source.parent / name).parent.mkdir(exist_ok=True)
+        (source.parent / name).touch()
+    (tmp_path / "typed_from").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # As python -m does.
     model = config(source).model
     assert isinstance(model, FileConfig)
     with pytest.raises(ConfigError, match=r"my_net.py:2 imports a neighbour"):

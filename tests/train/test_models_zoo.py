@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import nn
+from torchvision.models import SqueezeNet1_1_Weights
 from torchvision.models.vision_transformer import VisionTransformer
 
 from cluster.dataset import ChannelStatistics, DatasetMeta
@@ -14,7 +15,7 @@ from cluster.errors import CheckpointError, ConfigError
 from cluster.images import ImageSpec
 from train.config import TrainConfig
 from train.models.check import check_classifier
-from train.models.choice import parse_model
+from train.models.choice import choose_model, parse_model
 from train.models.classifier import Classifier, build_classifier
 from train.models.layers import fit_channels
 from train.models.zoo import rename_published, torchvision_names
@@ -90,12 +91,22 @@ def test_what_does_not_fit_is_one_line(name: str, side: int, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_a_second_name_for_the_network_is_refused_and_capitals_are_read() -> None:
+    with pytest.raises(ConfigError, match=r"--set model=net: the network is named by --model res"):
+        choose_model("resnet", "net")
+    assert parse_model("NET.ONNX") == {"name": "onnx", "path": "NET.ONNX"}
+
+
 def test_options_reach_the_builder_and_unknown_ones_are_named() -> None:
     net: Any = build_classifier(
         configure("mobilenet_v3_small", options={"dropout": 0.7}), meta()
     ).net
     assert net.classifier[2].p == 0.7
-    for options, message in (({"drop": 1}, "unexpected keyword"), ({"weights": 1}, "by the data")):
+    for options, message in (
+        ({"drop": 1}, "unexpected keyword"),
+        ({"weights": 1}, "by the data"),
+        ({"groups": 0}, "groups=0"),
+    ):
         with pytest.raises(ConfigError, match=message):
             build_classifier(configure("resnet18", options=options), meta())
 
@@ -151,6 +162,19 @@ def test_pretrained_weights_of_another_network_are_refused(tmp_path: Path) -> No
         load_pretrained(build_classifier(config, meta()).net, config, meta())
 
 
+def test_only_the_last_layer_may_have_other_classes(tmp_path: Path) -> None:
+    def net(gate: int, *heads: int) -> nn.Module:
+        layers = {"gate": nn.Linear(9, gate), "body": nn.Linear(9, 8)}
+        return nn.ModuleDict(layers | {f"head{n}": nn.Linear(8, n) for n in heads})
+
+    torch.save(net(20, 7).state_dict(), tmp_path / "gate.pth")
+    with pytest.raises(CheckpointError, match=r"gate.weight is \(20, 9\), the model's is \(7, 9\)"):
+        load_pretrained(net(7, 7), configure("net", tmp_path / "gate.pth"), meta())
+    torch.save(net(7).state_dict(), tmp_path / "headless.pth")
+    loaded = load_pretrained(net(7, 7), configure("net", tmp_path / "headless.pth"), meta())
+    assert loaded.random == ("head7.weight", "head7.bias")
+
+
 def test_positions_of_a_vision_transformer_are_interpolated(tmp_path: Path) -> None:
     def small(side: int) -> nn.Module:
         net: nn.Module = VisionTransformer(side, 16, 1, 2, 8, 16, num_classes=7)
@@ -181,6 +205,28 @@ def test_without_a_network_published_weights_are_one_line(
     config = configure("net", "torchvision")
     with pytest.raises(ConfigError, match="models of torchvision only, not for net"):
         load_pretrained(build_classifier(config, meta(3)).net, config, meta(3))
+
+
+def test_a_download_is_told_and_a_short_one_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    published = SqueezeNet1_1_Weights.DEFAULT.value
+    short = tmp_path / published.url.rpartition("/")[2]
+    short.write_bytes(b"the beginning")
+    monkeypatch.setattr(published, "url", short.as_uri())
+    config = configure("squeezenet1_1", "torchvision")
+    net = build_classifier(config, meta(3)).net
+    said: list[str] = []
+    with pytest.raises(ConfigError, match=r"cannot be downloaded \(invalid hash value"):
+        load_pretrained(net, config, meta(3), said.append)
+    assert said == [f"downloading {short.as_uri()}"]
+    cached = tmp_path / "home" / "hub" / "checkpoints" / short.name
+    cached.write_bytes(b"the beginning")
+    with pytest.raises(ConfigError, match=rf"{cached} is damaged .*remove it"):
+        load_pretrained(net, config, meta(3), said.append)
+    assert len(said) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_without_timm_the_command_that_installs_it_is_named(

@@ -25,9 +25,14 @@ def check_classifier(
         training: also pass them in training mode, which changes running averages.
 
     Raises:
-        ConfigError: it fails, or its output is not ``[n, classes]`` of floats, or it is logits and
-            was said to be probabilities, or the other way round.
+        ConfigError: it fails, or keeps more than tensors, or its output is not ``[n, classes]`` of
+            finite floats, or it is logits and was said to be probabilities, or the other way round.
     """
+    for key, value in classifier.net.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"{describe_model(model)} keeps {key}, which is no tensor; weights are tensors only"
+            )
     if training and not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise ConfigError(f"{describe_model(model)} has no weights to train")
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +43,7 @@ def check_classifier(
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 output = classifier.net((images - classifier.mean) / classifier.std)
-        except Exception as error:  # noqa: BLE001 - a network raises what it likes
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a network raises what it likes
             raise ConfigError(_explain(error, model, meta)) from None
         _check_output(output, model, classifier, len(meta.class_names))
 
@@ -62,6 +67,13 @@ def _check_output(output: object, model: ModelConfig, classifier: Classifier, cl
             f"{name} gives {list(output.shape)} for {_IMAGES} images; the data set has {classes} "
             f"classes, so [{_IMAGES}, {classes}] is needed"
         )
+    if not output.isfinite().all():
+        broken = (key for key, one in classifier.net.state_dict().items() if one.isnan().any())
+        first = next(broken, None)
+        raise ConfigError(
+            f"{name} gives numbers that are not finite"
+            + (f": its tensor {first} holds NaN" if first else " for random images")
+        )
     # Two rows that are positive and sum to 1 by chance do not happen.
     sums = output.float().sum(1)
     likely = bool((output >= 0).all()) and bool((sums - 1).abs().max() < 1e-3)
@@ -74,7 +86,7 @@ def _check_output(output: object, model: ModelConfig, classifier: Classifier, cl
         raise ConfigError(f"{name} does not give probabilities: its outputs do not sum to 1")
 
 
-def _explain(error: Exception, model: ModelConfig, meta: DatasetMeta) -> str:
+def _explain(error: BaseException, model: ModelConfig, meta: DatasetMeta) -> str:
     channels, height, width = meta.image.shape
     what = f"{describe_model(model)} fails on images of {channels}x{height}x{width}"
     if isinstance(model, FileConfig):

@@ -29,7 +29,7 @@ def parse_model(text: str) -> dict[str, Any]:
         raise ConfigError(
             f"--model {text}: name the function or class too: {text.rstrip(':')}:FACTORY"
         )
-    if text.endswith(".onnx"):
+    if text.lower().endswith(".onnx"):
         return {"name": "onnx", "path": text}
     if kind == "timm" and rest:
         return {"name": "timm", "arch": rest}
@@ -41,12 +41,14 @@ def parse_model(text: str) -> dict[str, Any]:
     return {"name": "torchvision", "arch": rest}
 
 
-def choose_model(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def choose_model(text: str, changes: object) -> dict[str, Any]:
     """Fields of ``model`` from ``--model`` and, over them, those of ``--set model...``.
 
     Raises:
-        ConfigError: as :func:`parse_model`.
+        ConfigError: as :func:`parse_model`, or ``--set model=...`` names a second network.
     """
+    if not isinstance(changes, Mapping):
+        raise ConfigError(f"--set model={changes}: the network is named by --model {text}")
     return {**parse_model(text), **changes}
 
 

@@ -6,6 +6,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,7 @@ def build_from_file(config: FileConfig, shape: tuple[int, int, int], num_classes
     arguments = _choose_arguments(factory, offered, config)
     try:
         net = factory(**arguments)
-    except Exception as error:  # noqa: BLE001 - it is the user's code
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's code
         raise ConfigError(blame(error, config.path)) from None
     if not isinstance(net, nn.Module):
         kind = type(net).__name__
@@ -64,7 +65,8 @@ def read_source(path: Path, sha256: str | None = None) -> bytes:
 def check_alone(path: Path) -> None:
     """Refuse a file that imports a neighbour, which a run would not keep.
 
-    Found out beforehand: where the command is typed beside both, the import would succeed.
+    Neighbours lie in the file's folder, or in the one where the command is typed, from which
+    ``python -m`` imports. Found out beforehand: there the import would succeed.
 
     Raises:
         ConfigError: names the line.
@@ -81,23 +83,48 @@ def check_alone(path: Path) -> None:
         else:
             continue
         for name in (name.partition(".")[0] for name in names):
-            near = (path.parent / f"{name}.py", path.parent / name / "__init__.py")
-            if not name or (name not in PACKAGES and any(file.is_file() for file in near)):
+            if not name or _is_neighbour(name, path.parent):
                 raise ConfigError(
                     f"{path.name}:{node.lineno} imports a neighbour ({name or 'relative'}); a run "
                     "keeps one file, so put both into one, or install the other as a package"
                 )
 
 
-def blame(error: BaseException, path: Path) -> str:
-    """One line about an error of the user's code: file, line, function, and what was said."""
-    said = " ".join(str(error).split())[:300]
+def blame(error: BaseException, path: Path | None) -> str:
+    """One line about an error of the user's code: file, line, function, and what was said.
+
+    Args:
+        error: as it was raised.
+        path: of the user's file; None if there is none.
+    """
+    # Torch's longer messages go on with advice about torch itself.
+    said = " ".join(str(error).strip().partition("\n\n")[0].split())[:300]
     kind = type(error).__name__
+    problem = f"{kind}: {said}" if said else kind
+    if path is None:
+        return problem
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path.name}:{error.lineno}: {kind}: {error.msg}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     where = f"{path.name}:{frames[-1].lineno} in {frames[-1].name}" if frames else path.name
-    return f"{where}: {kind}: {said}" if said else f"{where}: {kind}"
+    return f"{where}: {problem}"
+
+
+def _is_neighbour(name: str, folder: Path) -> bool:
+    """Whether a module of a file in ``folder`` is found near it, and not installed as well."""
+    if name in PACKAGES:
+        return False
+    importlib.invalidate_caches()
+    near = {folder.resolve(), Path.cwd()}
+    found = PathFinder.find_spec(name, [str(one) for one in near])
+    if found is None:
+        return False
+    others = [entry for entry in sys.path if Path(entry).resolve() not in near]
+    # Other finders than that of paths know built-in modules, and packages under development.
+    specs = (finder.find_spec(name, others) for finder in sys.meta_path)
+    elsewhere = next((spec for spec in specs if spec is not None), None)
+    # A folder without __init__.py, such as one of images, gives way to a package of its name.
+    return elsewhere is None or found.origin not in (None, elsewhere.origin)
 
 
 def _run(path: Path, source: bytes) -> ModuleType:
@@ -126,7 +153,10 @@ def _choose_arguments(
 ) -> dict[str, Any]:
     """What is offered and named by the factory, and the options."""
     where = f"{config.path.name}: {config.factory}"
-    parameters = inspect.signature(factory).parameters
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where} says no parameters; write it as {_SIGNATURE}") from None
     keywords = {
         name: parameter
         for name, parameter in parameters.items()

@@ -30,8 +30,8 @@ _TYPES: dict[int, npt.DTypeLike] = {
 class OnnxNet(nn.Module):
     """Runs a foreign graph with ONNX Runtime, as it is; the reference for what is exported of it.
 
-    Its tensors are listed as parameters, with ``/`` for ``.`` in their names; they cannot be
-    trained.
+    Its tensors are listed as parameters, as ``PLACE:NAME`` with ``/`` for ``.``, which no attribute
+    of a module is called; they cannot be trained.
 
     Args:
         config: names the file.
@@ -50,10 +50,10 @@ class OnnxNet(nn.Module):
         _check_opset(self.graph, where)
         self.input_name, self._dtype, self.batch = _find_input(self.graph.graph, shape, where)
         self.output_name = _find_output(self.graph.graph, num_classes, where)
-        for tensor in self.graph.graph.initializer:
+        for place, tensor in enumerate(self.graph.graph.initializer):
             if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
                 value = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-                name = tensor.name.replace(".", "/")
+                name = f"{place}:{tensor.name.replace('.', '/')}"
                 self.register_parameter(name, nn.Parameter(value, requires_grad=False))
         try:
             self._session = OnnxRuntimeSession(

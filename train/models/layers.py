@@ -1,5 +1,7 @@
 """The layers of a network that depend on the data: the first on channels, the last on classes."""
 
+from itertools import takewhile
+
 import torch
 from torch import Tensor, nn
 
@@ -9,12 +11,17 @@ def find_first_conv(net: nn.Module) -> str | None:
     return next((name for name, one in net.named_modules() if isinstance(one, nn.Conv2d)), None)
 
 
-def last_layer(net: nn.Module) -> str:
-    """Name of the last linear layer or convolution, in the order in which they were defined."""
-    names = [
-        name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+def last_layers(net: nn.Module, num_classes: int) -> list[str]:
+    """Names of the linear layers or convolutions that end with a number for each class.
+
+    They are the last in the order in which layers were defined: one, or the heads of a network
+    that has several.
+    """
+    layers = [
+        (name, one) for name, one in net.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)
     ]
-    return names[-1] if names else ""
+    heads = takewhile(lambda layer: len(layer[1].weight) == num_classes, reversed(layers))
+    return [name for name, _ in heads]
 
 
 def fit_channels(weight: Tensor, channels: int) -> Tensor:

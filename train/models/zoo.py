@@ -1,10 +1,13 @@
 """Networks of torchvision and timm by name, their first and last layers fitted to the data."""
 
+import contextlib
 import difflib
+import io
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +52,7 @@ def build_torchvision(
         net: nn.Module = torchvision.models.get_model(
             config.arch, weights=None, num_classes=num_classes, **options
         )
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - options reach any depth of torchvision's code
         raise ConfigError(f"{where} with {_listed(options)}: {_one_line(error)}") from None
     if shape[0] != _CHANNELS:
         _replace_first(net, shape[0])
@@ -70,8 +73,14 @@ def build_timm(config: TimmConfig, shape: tuple[int, int, int], num_classes: int
     return _create_timm(config, shape, num_classes, pretrained=False)
 
 
-def published_torchvision(config: TorchvisionConfig) -> tuple[str, dict[str, Tensor]]:
+def published_torchvision(
+    config: TorchvisionConfig, say: Callable[[str], None]
+) -> tuple[str, dict[str, Tensor]]:
     """Download the weights that torchvision recommends for a network, once.
+
+    Args:
+        config: names the network.
+        say: told the address, if they are not here already.
 
     Returns:
         Their name, and the tensors.
@@ -82,12 +91,23 @@ def published_torchvision(config: TorchvisionConfig) -> tuple[str, dict[str, Ten
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(config.arch).DEFAULT
+    file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    here = file.is_file()
+    if not here:
+        say(f"downloading {weights.url}")
     try:
-        tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except OSError as error:
+        # It tells by itself, on standard output, which is not its to write to.
+        with contextlib.redirect_stdout(io.StringIO()):
+            tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch.hub, and torch.load, raise what they like
+        problem = (
+            f"{file} is damaged ({_one_line(error)}); remove it, or"
+            if here
+            else f"{weights.url} cannot be downloaded ({_one_line(error)});"
+        )
         raise ConfigError(
-            f"pretrained=torchvision: {weights.url} cannot be downloaded ({_one_line(error)}); "
-            "fetch it elsewhere and name the file: --pretrained FILE"
+            f"pretrained=torchvision: {problem} fetch it elsewhere and name the file: "
+            "--pretrained FILE"
         ) from None
     return str(weights), dict(tensors)
 
