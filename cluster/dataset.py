@@ -14,17 +14,17 @@ import numpy as np
 from pydantic import Field
 
 from cluster.config import Frozen
-from cluster.errors import DataError, NotFoundError
+from cluster.errors import ConfigError, DataError, NotFoundError
 from cluster.images import ImageSpec
 from cluster.shards import (
     SPLITS,
+    EncodedWriter,
     ShardInfo,
     SplitInfo,
     SplitName,
     check_digests,
     check_sizes,
     file_sha256,
-    write_encoded_split,
     write_split,
 )
 from cluster.splits import EncodedSplit, ImageSplit, Split, Storage, open_split
@@ -37,6 +37,7 @@ __all__ = [
     "Dataset",
     "DatasetMeta",
     "EncodedSplit",
+    "EncodedWriter",
     "ImageSplit",
     "ShardInfo",
     "Split",
@@ -48,9 +49,9 @@ __all__ = [
     "dataset_names",
     "dataset_versions",
     "file_sha256",
+    "find_version",
     "open_split",
     "publish_dataset",
-    "write_encoded_split",
     "write_meta",
     "write_split",
 ]
@@ -126,18 +127,7 @@ class Dataset:
         Raises:
             NotFoundError: there is no such data set or version.
         """
-        name, _, wanted = reference.partition("@")
-        versions = dataset_versions(store, name)
-        if not versions:
-            known = ", ".join(sorted(dataset_names(store))) or "none yet"
-            raise NotFoundError(
-                f"no data set {name!r} in {store.address}; there are: {known}; "
-                f"make one with: python -m train ingest SOURCE --name {name}"
-            )
-        if wanted and wanted not in {str(version) for version in versions}:
-            listed = ", ".join(str(version) for version in versions)
-            raise NotFoundError(f"data set {name!r} has no version {wanted}; there are: {listed}")
-        version = int(wanted or versions[-1])
+        name, version = find_version(store, reference)
         if store.remote is None:
             return cls.open(store.datasets / name / str(version))
         # Of an object store, this node's copy.
@@ -206,6 +196,26 @@ def dataset_versions(store: Store, name: str) -> list[int]:
     return sorted(int(version) for version in versions if version.isdigit())
 
 
+def find_version(store: Store, reference: str) -> tuple[str, int]:
+    """Name and version of ``NAME`` (its newest version) or ``NAME@VERSION``.
+
+    Raises:
+        NotFoundError: there is no such data set or version.
+    """
+    name, _, wanted = reference.partition("@")
+    versions = dataset_versions(store, name)
+    if not versions:
+        known = ", ".join(sorted(dataset_names(store))) or "none yet"
+        raise NotFoundError(
+            f"no data set {name!r} in {store.address}; there are: {known}; "
+            f"make one with: python -m train ingest SOURCE --name {name}"
+        )
+    if wanted and wanted not in {str(version) for version in versions}:
+        listed = ", ".join(str(version) for version in versions)
+        raise NotFoundError(f"data set {name!r} has no version {wanted}; there are: {listed}")
+    return name, int(wanted or versions[-1])
+
+
 def dataset_meta(store: Store, name: str, version: int) -> DatasetMeta:
     """``meta.json`` of a version that exists; its files stay where they are.
 
@@ -213,7 +223,7 @@ def dataset_meta(store: Store, name: str, version: int) -> DatasetMeta:
         DataError: it cannot be read, or is of another schema version.
     """
     folder = store.folder(f"datasets/{name}/{version}")
-    return _decode_meta(folder.read(META_FILE) or b"", f"{store.address}: {name}@{version}")
+    return _decode_meta(folder.read(META_FILE) or b"", folder.address)
 
 
 def _version_folder(store: Store, meta: DatasetMeta) -> Folder:
@@ -232,14 +242,17 @@ def _decode_meta(content: bytes, where: str) -> DatasetMeta:
     try:
         values = json.loads(content)
     except ValueError as error:
-        raise DataError(f"{where} is not a data set: {error}") from None
+        raise DataError(f"{where}: {META_FILE} is damaged: {error}") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version not in READABLE_VERSIONS:
         raise DataError(
             f"{where}: schema version {version}; this Raybridge reads "
             f"{' and '.join(map(str, READABLE_VERSIONS))}; ingest the source again"
         )
-    return DatasetMeta.decode(values, f"{where}/{META_FILE}")
+    try:
+        return DatasetMeta.decode(values, f"{where}: {META_FILE}")
+    except ConfigError as error:
+        raise DataError(str(error)) from None
 
 
 def content_digest(

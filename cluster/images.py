@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,7 @@ def decode_image(
 
     The EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to
     8 bits, palettes and CMYK are converted, and only the first frame of an animation is read.
+    White in 32-bit samples is 1 (in floats), 255 or 65535: the first that none of them is above.
 
     Args:
         data: an encoded image in one of :data:`FORMATS`.
@@ -252,7 +253,9 @@ def _image_error(error: Exception) -> ImageError:
         return ImageError(f"not an image; allowed: {', '.join(FORMATS)}", "format")
     if isinstance(error, Image.DecompressionBombError):
         return ImageError(str(error), "size")
-    return ImageError(f"damaged image: {error}", "content")
+    if isinstance(error, MemoryError):
+        return ImageError("too large for the memory that is free", "size")
+    return ImageError(f"damaged image: {str(error) or type(error).__name__}", "content")
 
 
 def _from_array(pixels: npt.NDArray[np.uint8]) -> Image.Image:
@@ -266,12 +269,11 @@ def _to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit samples at 255 instead of scaling them.
-        samples = np.clip(np.asarray(image), 0, 65535)
-        image = Image.fromarray((samples // 257).astype(np.uint8))
-    elif image.mode == "F":
-        image = Image.fromarray(np.clip(np.asarray(image), 0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_bytes_of_wide(np.asarray(image)))
     elif image.has_transparency_data:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
@@ -279,6 +281,18 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     wanted = "L" if channels == 1 else "RGB"
     # Pillow copies where there is nothing to convert.
     return image if image.mode == wanted else image.convert(wanted)
+
+
+def _bytes_of_wide(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Samples of 32 bits, whole or floating, as bytes.
+
+    Nothing in such a file says how bright white is; the brightest sample tells: it is 1 if no
+    sample of floats is above that, else 255, else 65535. What is no finite number is black.
+    """
+    values = np.where(np.isfinite(samples), samples, 0).astype(np.float32)
+    highest = values.max()
+    white = 65535 if highest > 255 else 1 if samples.dtype.kind == "f" and highest <= 1 else 255
+    return np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
 
 
 def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:

@@ -5,9 +5,9 @@ contiguous array in the page cache. A split of encoded images is several files, 
 bounded size with several record batches each.
 """
 
+import contextlib
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,8 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 SHARD_BYTES = 256 * 2**20
-BATCH_BYTES = 16 * 2**20
-"""Encoded bytes of one record batch: what writing holds in memory."""
+BATCH_BYTES = 8 * 2**20
+"""Encoded bytes of one record batch: what writing a split holds in memory."""
 _ENCODED_SCHEMA = pa.schema({"image": pa.binary(), "label": pa.int64()})
 
 
@@ -90,46 +90,94 @@ def write_split(
     file = folder / f"{name}.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return _describe_split((_describe_shard(file, rows),), labels, num_classes)
+    return SplitInfo(
+        rows=rows,
+        class_counts=tuple(np.bincount(labels, minlength=num_classes).tolist()),
+        shards=(_describe_shard(file, rows),),
+    )
 
 
-def write_encoded_split(
-    folder: Path,
-    name: SplitName,
-    blobs: Iterable[bytes],
-    labels: npt.NDArray[np.int64],
-    num_classes: int,
-    shard_bytes: int = SHARD_BYTES,
-) -> SplitInfo:
-    """Write one split of encoded images, in files ``NAME-00000.arrow`` and on.
+class EncodedWriter:
+    """Writes one split of encoded images, in files ``NAME-00000.arrow`` and on.
 
     At most :data:`BATCH_BYTES` of images, and one more image, are in memory at a time.
 
     Args:
         folder: where the files go.
         name: the split, which names the files.
-        blobs: encoded images, in order; they are not looked into.
-        labels: int64 ``[rows]``.
         num_classes: how many classes to count.
+        first: number of the first file.
         shard_bytes: a file that holds this many bytes of images is full.
-
-    Raises:
-        ValueError: there are more images than labels, or fewer.
     """
-    shards = []
-    batches = _encoded_batches(blobs, labels, min(BATCH_BYTES, shard_bytes))
-    for number, first in enumerate(batches):
-        file = folder / f"{name}-{number:05}.arrow"
-        rows = size = 0
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _ENCODED_SCHEMA) as writer:
-            for batch in itertools.chain([first], batches):
-                writer.write_batch(batch)
-                rows += batch.num_rows
-                size += batch.nbytes
-                if size >= shard_bytes:
-                    break
-        shards.append(_describe_shard(file, rows))
-    return _describe_split(tuple(shards), labels, num_classes)
+
+    def __init__(
+        self,
+        folder: Path,
+        name: SplitName,
+        num_classes: int,
+        *,
+        first: int = 0,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self._folder, self._name, self._first = folder, name, first
+        self._shard_bytes = shard_bytes
+        self._counts = np.zeros(num_classes, np.int64)
+        self._shards: list[ShardInfo] = []
+        self._images: list[bytes] = []
+        self._labels: list[int] = []
+        self._held_bytes = 0
+        self._open = contextlib.ExitStack()
+        self._writer: pa.RecordBatchFileWriter | None = None
+        self._file_rows = self._file_bytes = 0
+
+    def __enter__(self) -> "EncodedWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def add(self, image: bytes, label: int) -> None:
+        """Write the next image; it is not looked into."""
+        self._images.append(image)
+        self._labels.append(label)
+        self._counts[label] += 1
+        self._held_bytes += len(image)
+        if self._held_bytes >= min(BATCH_BYTES, self._shard_bytes):
+            self._write_batch()
+
+    def finish(self) -> SplitInfo:
+        """Write what is held, and tell what was written."""
+        if self._images:
+            self._write_batch()
+        self._close_file()
+        return SplitInfo(
+            rows=int(self._counts.sum()),
+            class_counts=tuple(self._counts.tolist()),
+            shards=tuple(self._shards),
+        )
+
+    def _write_batch(self) -> None:
+        if self._writer is None:
+            sink = self._open.enter_context(pa.OSFile(str(self._file), "wb"))
+            self._writer = self._open.enter_context(pa.ipc.new_file(sink, _ENCODED_SCHEMA))
+        columns = [pa.array(self._images, pa.binary()), pa.array(self._labels, pa.int64())]
+        batch = pa.record_batch(columns, schema=_ENCODED_SCHEMA)
+        self._images, self._labels, self._held_bytes = [], [], 0
+        self._writer.write_batch(batch)
+        self._file_rows += batch.num_rows
+        self._file_bytes += batch.nbytes
+        if self._file_bytes >= self._shard_bytes:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._writer is not None:
+            self._open.close()
+            self._shards.append(_describe_shard(self._file, self._file_rows))
+            self._writer, self._file_rows, self._file_bytes = None, 0, 0
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / f"{self._name}-{self._first + len(self._shards):05}.arrow"
 
 
 def map_batches(folder: Path, shard: ShardInfo) -> list[pa.RecordBatch]:
@@ -184,37 +232,5 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _encoded_batches(
-    blobs: Iterable[bytes], labels: npt.NDArray[np.int64], limit: int
-) -> Iterator[pa.RecordBatch]:
-    """Record batches of ``limit`` bytes of images, the last of them smaller."""
-    held: list[bytes] = []
-    classes: list[int] = []
-    size = 0
-    for blob, label in zip(blobs, labels, strict=True):
-        held.append(blob)
-        classes.append(int(label))
-        size += len(blob)
-        if size >= limit:
-            yield _encoded_batch(held, classes)
-            held, classes, size = [], [], 0
-    if held:
-        yield _encoded_batch(held, classes)
-
-
-def _encoded_batch(blobs: list[bytes], labels: list[int]) -> pa.RecordBatch:
-    columns = [pa.array(blobs, pa.binary()), pa.array(labels, pa.int64())]
-    return pa.record_batch(columns, schema=_ENCODED_SCHEMA)
-
-
 def _describe_shard(file: Path, rows: int) -> ShardInfo:
     return ShardInfo(file=file.name, rows=rows, sha256=file_sha256(file), bytes=file.stat().st_size)
-
-
-def _describe_split(
-    shards: tuple[ShardInfo, ...], labels: npt.NDArray[np.int64], num_classes: int
-) -> SplitInfo:
-    counts = np.bincount(labels, minlength=num_classes)
-    return SplitInfo(
-        rows=len(labels), class_counts=tuple(int(count) for count in counts), shards=shards
-    )

@@ -76,6 +76,26 @@ def test_16_bit_samples_are_scaled(sample: int, seen: int) -> None:
     assert pixel(encoded(Image.fromarray(samples)), GRAY) == (seen,)
 
 
+@pytest.mark.parametrize(
+    ("kind", "samples", "seen"),
+    [
+        (np.float32, [0, 0.2, 1], [0, 51, 255]),
+        (np.float32, [np.nan, np.inf, 1], [0, 0, 255]),
+        (np.float32, [-1, 51.4, 255], [0, 51, 255]),
+        (np.float32, [0, 32896, 65535], [0, 128, 255]),
+        (np.int32, [0, 1, 255], [0, 1, 255]),
+        (np.int32, [0, 0, 1], [0, 0, 1]),
+        (np.int32, [-5, 32896, 65535], [0, 128, 255]),
+    ],
+)
+def test_white_of_32_bit_samples_is_told_by_the_brightest(
+    kind: Any, samples: list[float], seen: list[int]
+) -> None:
+    data = encoded(Image.fromarray(np.array([samples], kind)), "TIFF")
+    decoded = decode_image(data, ImageSpec(height=1, width=3, channels=1))
+    assert decoded.ravel().tolist() == seen
+
+
 def test_cmyk_jpeg() -> None:
     data = encoded(solid("CMYK", (0, 255, 255, 0), (16, 16)), "JPEG", quality=95)
     red, green, blue = pixel(data)
@@ -179,6 +199,14 @@ def test_a_bomb_is_refused_before_it_is_unpacked(side: int) -> None:
     data = _bomb(side, side)
     assert len(data) < 1000
     assert reason(data)[0] == "size"
+
+
+def test_want_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    assert reason(encoded(solid("RGB", RED))) == ("size", "too large for the memory that is free")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])

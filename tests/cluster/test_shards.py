@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from photos import CLASS_NAMES, SPEC, write_photos
 
 from cluster.dataset import META_FILE, Dataset, EncodedSplit, content_digest
 from cluster.errors import DataError
-from cluster.shards import BATCH_BYTES, write_encoded_split
+from cluster.shards import BATCH_BYTES, EncodedWriter
 from cluster.splits import open_split
 
 
@@ -22,14 +21,18 @@ def photos(tmp_path: Path) -> Dataset:
 
 
 def test_a_file_has_several_batches_and_the_digest_knows_of_neither(tmp_path: Path) -> None:
-    blobs, labels = [b"x" * (BATCH_BYTES // 2)] * 5, np.zeros(5, np.int64)
     digests = []
     for shard_bytes in (BATCH_BYTES // 2, 10 * BATCH_BYTES):
         folder = tmp_path / str(shard_bytes)
         folder.mkdir()
-        info = write_encoded_split(folder, "train", iter(blobs), labels, 1, shard_bytes)
+        with EncodedWriter(folder, "train", 2, shard_bytes=shard_bytes) as writer:
+            for row in range(5):
+                writer.add(b"x" * (BATCH_BYTES // 2), row % 2)
+            info = writer.finish()
+        assert (info.rows, info.class_counts) == (5, (3, 2))
         split = open_split(folder, info, SPEC, "encoded")
         assert isinstance(split, EncodedSplit)
+        assert split.labels.tolist() == [0, 1, 0, 1, 0]
         assert [len(split.encoded(row)) for row in range(5)] == [BATCH_BYTES // 2] * 5
         digests.append((len(info.shards), content_digest(SPEC, CLASS_NAMES, {"train": split})))
     assert [count for count, _ in digests] == [5, 1]
@@ -37,28 +40,20 @@ def test_a_file_has_several_batches_and_the_digest_knows_of_neither(tmp_path: Pa
 
 
 def test_a_split_without_images(tmp_path: Path) -> None:
-    info = write_encoded_split(tmp_path, "val", [], np.empty(0, np.int64), 3)
-    assert info.shards == ()
+    info = EncodedWriter(tmp_path, "val", 3).finish()
+    assert (info.shards, info.class_counts) == ((), (0, 0, 0))
     assert len(open_split(tmp_path, info, SPEC, "encoded")) == 0
 
 
-@pytest.mark.parametrize("count", [4, 6])
-def test_as_many_images_as_labels(tmp_path: Path, count: int) -> None:
-    with pytest.raises(ValueError, match="argument"):
-        write_encoded_split(tmp_path, "train", [b"x"] * count, np.zeros(5, np.int64), 1)
-
-
-def test_images_are_asked_for_as_they_are_written(tmp_path: Path) -> None:
+def test_images_are_written_as_they_come(tmp_path: Path) -> None:
     written = []
-
-    def blobs() -> Iterator[bytes]:
+    with EncodedWriter(tmp_path, "train", 1, first=7, shard_bytes=2000) as writer:
         for _ in range(8):
+            writer.add(b"x" * 1000, 0)
             written.append(len(list(tmp_path.glob("train-*.arrow"))))
-            yield b"x" * 1000
-
-    write_encoded_split(tmp_path, "train", blobs(), np.zeros(8, np.int64), 1, shard_bytes=2000)
-    assert written[0] == 0
-    assert written[-1] >= 3
+        info = writer.finish()
+    assert written == [0, 1, 1, 2, 2, 3, 3, 4]
+    assert [shard.file for shard in info.shards] == [f"train-{n:05}.arrow" for n in range(7, 11)]
 
 
 @pytest.mark.parametrize("change", [b"", b"more"])

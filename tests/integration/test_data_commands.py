@@ -1,5 +1,6 @@
 """`train ingest` and `train data` as a user runs them: results, messages and exit codes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pictures import encode, picture, pngs, write_class_folders, write_parquet
 from cluster.dataset import Dataset, dataset_names, dataset_versions
 from cluster.settings import STORE_VARIABLE
 from cluster.store import Store
+from train.data.workers import usable_cpus
 
 PYTHON = sys.executable
 
@@ -110,12 +112,36 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_parquet(file, blobs * 60, [0, 1, 0, 1] * 60)
 
 
-def test_several_processes_and_lines_of_progress(
-    tmp_path: Path, many: Path, env: dict[str, str], own_store: Store, run_cli: RunCli
+def children(process: int) -> set[int]:
+    found = set()
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(child) for child in file.read_text().split()}
+    return found
+
+
+def is_decoding(process: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "spawn_main" in Path(f"/proc/{process}/cmdline").read_text()
+    return False
+
+
+@pytest.mark.skipif(usable_cpus() < 2, reason="one CPU decodes in one process")
+def test_several_processes_decode(
+    tmp_path: Path, many: Path, env: dict[str, str], own_store: Store
 ) -> None:
-    done = run_cli("train", "ingest", str(many), "--name", "many", "--size", "16", env=env)
-    assert done.exit_code == 0, done.stderr
-    assert "240 images in " in done.stdout
+    command = [PYTHON, "-m", "train", "ingest", str(many), "--name", "many", "--size", "16"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        decoding: set[int] = set()
+        while process.poll() is None:
+            decoding |= {child for child in children(process.pid) if is_decoding(child)}
+            time.sleep(0.02)
+        stdout, _ = process.communicate()
+    assert process.returncode == 0
+    assert len(decoding) == usable_cpus()
+    assert "240 images in " in stdout
     dataset = Dataset.find(own_store, "many")
     images = np.concatenate(
         [dataset.split(split).take(slice(None)) for split in dataset.meta.splits]
@@ -124,9 +150,17 @@ def test_several_processes_and_lines_of_progress(
     dataset.verify()
 
 
-@pytest.mark.parametrize("after_s", [0.3, 2.0])
-def test_an_interrupt_leaves_nothing(
-    many: Path, env: dict[str, str], own_store: Store, after_s: float
+@pytest.mark.parametrize(
+    ("number", "after_s", "exit_code"),
+    [(signal.SIGINT, 0.3, 130), (signal.SIGINT, 2.0, 130), (signal.SIGTERM, 2.0, 143)],
+)
+def test_a_signal_leaves_nothing(
+    many: Path,
+    env: dict[str, str],
+    own_store: Store,
+    number: signal.Signals,
+    after_s: float,
+    exit_code: int,
 ) -> None:
     command = [PYTHON, "-m", "train", "ingest", str(many), "--name", "many", "--size", "512"]
     with subprocess.Popen(
@@ -142,13 +176,22 @@ def test_an_interrupt_leaves_nothing(
         while not hidden(own_store) and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(after_s)
-        # To all of them, as a terminal does.
-        os.killpg(process.pid, signal.SIGINT)
+        started = children(process.pid)
+        if number == signal.SIGINT:
+            # To all of them, as a terminal does.
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
         stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == exit_code
     assert stdout.endswith("stopped; nothing was written\n")
-    assert stderr in ("", "interrupted\n")
+    assert stderr in ("", "interrupted\n", "terminated\n")
     assert list(dataset_names(own_store)) == hidden(own_store) == []
+    # One that was just being started ends as soon as it has.
+    deadline = time.monotonic() + 60
+    while any(map(is_decoding, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_decoding, started))
 
 
 def test_a_disk_that_fills_up_is_one_line(

@@ -11,11 +11,11 @@ from cluster.dataset import (
     ChannelStatistics,
     Dataset,
     DatasetMeta,
+    EncodedWriter,
     SplitInfo,
     SplitName,
     content_digest,
     open_split,
-    write_encoded_split,
     write_meta,
 )
 from cluster.images import ImageSpec
@@ -69,7 +69,10 @@ def write_photos(
         blobs, labels = make_photos(count, seed=10_000 * number)
         for row, blob in replaced.get(name, {}).items():
             blobs[row] = blob
-        infos[name] = write_encoded_split(folder, name, blobs, labels, 3, shard_bytes)
+        with EncodedWriter(folder, name, 3, shard_bytes=shard_bytes) as writer:
+            for blob, label in zip(blobs, labels.tolist(), strict=True):
+                writer.add(blob, label)
+            infos[name] = writer.finish()
     splits = {name: open_split(folder, info, SPEC, "encoded") for name, info in infos.items()}
     meta = DatasetMeta(
         name="photos",

@@ -1,6 +1,7 @@
 """Copies, near copies, and one image under two labels."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import numpy.typing as npt
@@ -8,9 +9,9 @@ import pytest
 from pictures import encode
 from PIL import Image, ImageEnhance
 
-from cluster.dataset import SplitName
+from cluster.dataset import SPLITS, SplitName
 from train.data.duplicates import DataChecks, check_data
-from train.data.fingerprints import fingerprint
+from train.data.fingerprints import Fingerprints, fingerprint
 
 
 def scene(seed: int, side: int = 64) -> Image.Image:
@@ -71,6 +72,74 @@ def test_one_image_under_two_labels() -> None:
     )
     assert checks.conflicts == 3
     assert checks.conflict_examples[0] == ("train: train-0 (cat)", "train: train-2 (dog)")
+
+
+def prints_of(digests: npt.NDArray[np.int64]) -> Fingerprints:
+    rows = len(digests)
+    return Fingerprints(
+        digests.astype(np.uint64), np.zeros(rows, np.uint64), np.zeros((rows, 256), np.uint8)
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_are_those_of_counting_by_hand(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = zip(SPLITS, (9, 4, 7), strict=True)
+    digests = {split: rng.integers(0, 12, rows) for split, rows in sizes}
+    labels = {split: rng.integers(0, 2, len(rows)) for split, rows in digests.items()}
+    checks = check_data(
+        {split: prints_of(rows) for split, rows in digests.items()},
+        labels,
+        ("cat", "dog"),
+        lambda split, row: f"{split}-{row}",
+    )
+    for place, split in enumerate(SPLITS):
+        here = digests[split].tolist()
+        again = sum(digest in here[:row] for row, digest in enumerate(here))
+        assert checks.exact.within.get(split, 0) == again
+        for earlier in SPLITS[:place]:
+            copies = sum(digest in digests[earlier] for digest in here)
+            assert checks.exact.across.get(f"{earlier}-{split}", 0) == copies
+    everywhere = {
+        (digest, label)
+        for split in SPLITS
+        for digest, label in zip(digests[split], labels[split], strict=True)
+    }
+    assert checks.conflicts == sum(
+        (digest, 1 - label) in everywhere
+        for split in SPLITS
+        for digest, label in zip(digests[split], labels[split], strict=True)
+    )
+    told = {
+        f"{split}: {split}-{row} ({('cat', 'dog')[label]})": (digest, label)
+        for split in SPLITS
+        for row, (digest, label) in enumerate(zip(digests[split], labels[split], strict=True))
+    }
+    for one, other in checks.exact.examples:
+        assert told[one][0] == told[other][0]
+    for one, other in checks.conflict_examples:
+        assert told[one][0] == told[other][0]
+        assert told[one][1] != told[other][1]
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("exact", 2), ("near", 20)])
+def test_many_copies_are_told_in_little_memory(kind: str, limit: int) -> None:
+    """Of a group of copies there are many more pairs than images."""
+    rows, classes = 4_000, 100
+    digests = np.zeros(rows, np.int64) if kind == "exact" else np.arange(rows)
+    prints: dict[SplitName, Fingerprints] = {"train": prints_of(digests)}
+    labels: dict[SplitName, npt.NDArray[np.int64]] = {"train": np.arange(rows) % classes}
+    tracemalloc.start()
+    try:
+        checks = check_data(prints, labels, tuple(map(str, range(classes))), lambda *_: "")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    found = checks.exact if kind == "exact" else checks.near
+    assert found.within == {"train": rows - 1}
+    assert len(found.examples) == 20
+    assert checks.conflicts == (rows if kind == "exact" else 0)
+    assert peak < limit * 2**20
 
 
 def jpeg(image: Image.Image) -> Image.Image:

@@ -1,9 +1,13 @@
 """Reading sources by name, and IDX files: digits, the real Fashion-MNIST, CIFAR's form."""
 
+import functools
 import gzip
 import hashlib
 import pickle
 import struct
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +18,7 @@ from harness import NeedPackage
 from sklearn.datasets import load_digits
 
 from cluster.errors import DataError
-from train.data.sources.idx import IDX_FILES, read_idx
+from train.data.sources.idx import read_idx
 from train.data.sources.named import DEBIAN_FASHION_MNIST, FASHION_MNIST_CLASSES
 from train.data.sources.recognize import read_source
 from train.data.sources.source import Part, PixelPictures, Source, check_source
@@ -25,17 +29,24 @@ def idx_bytes(array: npt.NDArray[np.uint8]) -> bytes:
     return header + array.tobytes()
 
 
-def write_idx_folder(folder: Path, *, rows: int = 60, zipped: bool = False) -> Path:
-    """An MNIST-like folder made of real digits."""
+def write_idx_folder(
+    folder: Path,
+    stems: tuple[str, ...] = ("train-", "t10k-"),
+    *,
+    dot: str = "-",
+    zipped: bool = False,
+    first_label: int = 0,
+) -> Path:
+    """An MNIST-like folder made of real digits, 60 a pair of files."""
+    folder.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     images = np.rint(digits.images * 15.9375).astype(np.uint8)
-    labels = digits.target.astype(np.uint8)
-    for part, (images_name, labels_name) in enumerate(IDX_FILES.values()):
-        rows_of_part = slice(part * rows, (part + 1) * rows)
-        for name, array in ((images_name, images), (labels_name, labels)):
-            data = idx_bytes(array[rows_of_part])
-            path = folder / (f"{name}.gz" if zipped else name)
-            path.write_bytes(gzip.compress(data) if zipped else data)
+    labels = (digits.target + first_label).astype(np.uint8)
+    for part, stem in enumerate(stems):
+        for name, array in (("images{}idx3", images), ("labels{}idx1", labels)):
+            data = idx_bytes(array[part * 60 : (part + 1) * 60])
+            path = folder / f"{stem}{name.format(dot)}-ubyte{'.gz' * zipped}"
+            path.write_bytes(gzip.compress(data, mtime=0) if zipped else data)
     return folder
 
 
@@ -64,6 +75,43 @@ def test_an_idx_folder_is_read(tmp_path: Path, zipped: bool) -> None:
     assert source.class_names == tuple("0123456789")
 
 
+def test_idx_files_by_kaggles_names(tmp_path: Path) -> None:
+    # Kaggle's archive has folders of the usual names beside them.
+    (tmp_path / "train-images-idx3-ubyte").mkdir()
+    source = read_source(str(write_idx_folder(tmp_path, dot=".")))
+    assert {split: len(part) for split, part in source.parts.items()} == {"test": 60, "train": 60}
+
+
+def test_idx_files_by_emnists_names_and_numbers(tmp_path: Path) -> None:
+    stems = ("emnist-letters-train-", "emnist-letters-test-")
+    source = read_source(str(write_idx_folder(tmp_path, stems, zipped=True, first_label=1)))
+    assert source.class_names == tuple(str(number) for number in range(1, 11))
+    assert source.parts["test"].labels.tolist() == load_digits().target[60:120].tolist()
+
+
+@pytest.mark.parametrize("stem", ["train-", "", "mine-"])
+def test_a_single_pair_of_idx_files_is_for_training(tmp_path: Path, stem: str) -> None:
+    source = read_source(str(write_idx_folder(tmp_path, (stem,))))
+    assert {split: len(part) for split, part in source.parts.items()} == {"train": 60}
+
+
+@pytest.mark.parametrize(
+    ("stems", "message"),
+    [
+        (("a-", "b-"), "no split can be told of a-images-idx3-ubyte; names hold train, test or"),
+        (
+            ("a-train-", "b-train-"),
+            "two files of train images, a-train-images-idx3-ubyte and b-train-images-idx3-ubyte",
+        ),
+    ],
+)
+def test_idx_files_of_several_data_sets(
+    tmp_path: Path, stems: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_source(str(write_idx_folder(tmp_path, stems)))
+
+
 def test_class_names_replace_the_sources_own(tmp_path: Path) -> None:
     names = tuple("abcdefghij")
     source = read_source(str(write_idx_folder(tmp_path)), class_names=names)
@@ -85,7 +133,7 @@ def test_an_unknown_source_lists_the_known_ones() -> None:
 def test_an_incomplete_idx_folder_names_the_missing_file(tmp_path: Path) -> None:
     folder = write_idx_folder(tmp_path)
     (folder / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match="holds no t10k-labels-idx1-ubyte"):
+    with pytest.raises(DataError, match="holds t10k-images-idx3-ubyte but no t10k-labels-idx1-ub"):
         read_source(str(folder))
 
 
@@ -126,12 +174,73 @@ def test_fashion_mnist_without_files_or_network_says_how(
 
 @pytest.mark.parametrize("inner", [".", "MNIST/raw"])
 def test_mnist_from_a_folder_of_its_files(tmp_path: Path, inner: str) -> None:
-    folder = tmp_path / inner
-    folder.mkdir(parents=True, exist_ok=True)
-    write_idx_folder(folder)
+    write_idx_folder(tmp_path / inner)
     source = read_source("mnist", root=tmp_path)
     assert pixels(source, "train").shape == (60, 1, 8, 8)
     assert source.class_names == tuple("0123456789")
+
+
+def test_a_named_set_has_both_of_its_splits(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path, ("train-",))
+    with pytest.raises(DataError, match="holds no test images of mnist"):
+        read_source("mnist", root=tmp_path)
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def mnist_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Our own folder, empty, and a site on this machine from which torchvision fetches."""
+    mnist = "torchvision.datasets.MNIST"
+    site = write_idx_folder(tmp_path / "site", zipped=True)
+    sums = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in site.iterdir()]
+    monkeypatch.setattr(f"{mnist}.resources", sums)
+    monkeypatch.setattr("train.data.sources.named.DOWNLOADS", tmp_path / "cache")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = functools.partial(QuietFiles, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(f"{mnist}.mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        yield tmp_path / "cache" / "MNIST" / "raw"
+        server.shutdown()
+
+
+def only_images(raw: Path) -> None:
+    write_idx_folder(raw, ("train-",))
+    (raw / "train-labels-idx1-ubyte").unlink()
+
+
+def cut_short(raw: Path) -> None:
+    write_idx_folder(raw)
+    file = raw / "t10k-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def archives_cut_short(raw: Path) -> None:
+    for file in write_idx_folder(raw, zipped=True).iterdir():
+        file.write_bytes(file.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("damage", [only_images, cut_short, archives_cut_short])
+def test_a_broken_download_is_fetched_again(mnist_cache: Path, damage: Any) -> None:
+    damage(mnist_cache)
+    said: list[str] = []
+    source = read_source("mnist", say=said.append)
+    assert {split: len(part) for split, part in source.parts.items()} == {"test": 60, "train": 60}
+    assert any("fetching it" in text for text in said)
+    said.clear()
+    read_source("mnist", say=said.append)
+    assert said == []
+
+
+def test_a_damaged_file_of_the_users_own_stays(mnist_cache: Path) -> None:
+    cut_short(mnist_cache)
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte holds 84 bytes"):
+        read_source("mnist", root=mnist_cache.parents[1])
+    assert (mnist_cache / "t10k-images-idx3-ubyte").stat().st_size == 100
 
 
 @pytest.fixture

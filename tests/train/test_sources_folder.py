@@ -1,5 +1,6 @@
 """Folders of class folders."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,64 @@ def test_what_systems_leave_is_passed_over_and_the_rest_is_told(tmp_path: Path) 
     source = read_source(str(tmp_path))
     assert len(source) == 4
     assert source.notes == (
-        "left out 2 files that are no images by their names (1 .heic, 1 .txt), "
+        "left out files that are no images by their names: 2 (1 .heic, 1 .txt), "
         "such as cat/photo.heic",
     )
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_images_beside_class_folders_are_told(tmp_path: Path, split: str) -> None:
+    write_class_folders(tmp_path / split, per_class=2)
+    for name in ("a\n\udcff.png", "b.png"):
+        (tmp_path / split / name).touch()
+    source = read_source(str(tmp_path))
+    first = str(Path(split, "a\\n\\udcff.png"))
+    assert len(source) == 4
+    assert source.notes == (f"left out images that lie in no class folder: 2, such as {first}",)
+
+
+def test_images_beside_split_folders_are_told(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "train", per_class=2)
+    (tmp_path / "x.png").touch()
+    assert "no class folder: 1, such as x.png" in read_source(str(tmp_path)).notes[0]
+
+
+def test_links_to_folders_are_followed_once_and_never_up(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "more", ("wolf",), per_class=2)
+    pets = write_class_folders(tmp_path / "pets", ("cat", "dog"), per_class=1)
+    (pets / "dog" / "linked").symlink_to(tmp_path / "more" / "wolf")
+    (pets / "dog" / "linked too").symlink_to(tmp_path / "more" / "wolf")
+    (pets / "dog" / "up").symlink_to(pets)
+    (tmp_path / "more" / "wolf" / "round").symlink_to(tmp_path / "more" / "wolf")
+    part = read_source(str(pets)).parts["train"]
+    assert [part.pictures.name(row) for row in range(len(part))] == [
+        *("cat/0000.png", "dog/1000.png", "dog/linked/0000.png", "dog/linked/0001.png")
+    ]
+
+
+def no_train(folder: Path) -> None:
+    for name in ("val", "test"):
+        write_class_folders(folder / name)
+
+
+def no_train_but_other(folder: Path) -> None:
+    no_train(folder)
+    write_class_folders(folder / "Trainset")
+
+
+def only_test(folder: Path) -> None:
+    write_class_folders(folder / "test")
+
+
+def too_deep(folder: Path) -> None:
+    """A folder whose path is longer than a system call takes: not even root can list it."""
+    write_class_folders(folder)
+    at = os.open(folder / "cat", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("x" * 250, dir_fd=at)
+        above, at = at, os.open("x" * 250, os.O_RDONLY, dir_fd=at)
+        os.close(above)
+    os.close(at)
 
 
 def loose_images(folder: Path) -> None:
@@ -101,10 +157,17 @@ def flat_test(folder: Path) -> None:
         (twice, "holds dev and val, which mean the same"),
         (other_classes, "test holds class folders that train lacks: cow"),
         (flat_test, "test holds images but no class folders"),
+        (no_train, "holds test, val but no train; call the folder of the training split train"),
+        (no_train_but_other, "holds test, val, beside Trainset, but no train; call the folder"),
+        (only_test, "holds test but no train"),
+        (too_deep, "x/x+ cannot be read: File name too long"),
         (lambda folder: write_class_folders(folder, ("Cat", "cat")), "'Cat' and 'cat' differ by"),
         (lambda folder: write_class_folders(folder, ("cat",)), "has one class; a classifier needs"),
     ],
-    ids=["empty", "loose", "empty class", "mixed", "twice", "classes", "flat", "case", "one"],
+    ids=[
+        *("empty", "loose", "empty class", "mixed", "twice", "classes", "flat"),
+        *("no train", "Trainset", "only test", "too deep", "case", "one"),
+    ],
 )
 def test_folders_that_cannot_be_read(tmp_path: Path, make: object, message: str) -> None:
     assert callable(make)

@@ -89,6 +89,26 @@ def test_several_label_columns_are_chosen_from(tmp_path: Path) -> None:
     assert source.parts["train"].labels.tolist() == [0, 0, 1, 1]
 
 
+def test_folders_below_a_split_are_shards_of_it(tmp_path: Path) -> None:
+    for name in ("a/0.parquet", "b/0.parquet", ".cache/a.parquet"):
+        write_parquet(tmp_path / "train" / name, pngs(4), [0, 1] * 2)
+    assert len(read_source(str(tmp_path))) == 8
+
+
+def test_a_column_of_paths_may_be_named_beside_images(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    columns = {"img": pngs(2), "where": ["a.png", "b.png"], "label": ["cat", "dog"], "id": [1, 2]}
+    pq.write_table(pa.table(columns), file)
+    source = read_source(str(file), image_column="where")
+    assert all_pictures(source) == [tmp_path / "a.png", tmp_path / "b.png"]
+    says = f"--image-column id: {file} has int64; images are bytes, or paths as text"
+    with pytest.raises(DataError, match=f"^{says}$"):
+        read_source(str(file), image_column="id")
+    pq.write_table(pa.table(columns).drop_columns("img"), file)
+    with pytest.raises(DataError, match=f"^{says}$"):
+        read_source(str(file), image_column="id")
+
+
 def no_parquet(folder: Path) -> None:
     (folder / "a.parquet").write_bytes(b"no parquet")
 
@@ -120,6 +140,19 @@ def no_split(folder: Path) -> None:
     write_parquet(folder / "extra.parquet", pngs(4), [0, 1] * 2)
 
 
+def two_sets(folder: Path) -> None:
+    for name in ("fine", "coarse"):
+        write_parquet(folder / name / "train-0.parquet", pngs(4), [0, 1] * 2)
+        write_parquet(folder / name / "test" / "0.parquet", pngs(4), [0, 1] * 2)
+
+
+def damaged_paths(folder: Path) -> None:
+    table = pa.table({"path": ["a.png"] * 99, "label": ["cat", "dog", "cow"] * 33})
+    pq.write_table(table, folder / "a.parquet", compression="none")
+    data = (folder / "a.parquet").read_bytes()
+    (folder / "a.parquet").write_bytes(data[:4] + bytes([255]) * 60 + data[64:])
+
+
 def only_test(folder: Path) -> None:
     write_parquet(folder / "test-00000-of-00001.parquet", pngs(4), [0, 1] * 2)
 
@@ -129,7 +162,7 @@ def only_test(folder: Path) -> None:
     [
         (no_parquet, "a.parquet is no Parquet file that can be read"),
         (no_labels, "has no column of labels; it has: image, x; name one with --label-column"),
-        (null_label, r"a.parquet row 1: no label \(and 0 more\)"),
+        (null_label, "a.parquet row 1: no label$"),
         (float_labels, "column label is of double; expected whole numbers or text"),
         (
             unlabelled_test,
@@ -137,6 +170,8 @@ def only_test(folder: Path) -> None:
         ),
         (other_names, "has other columns or class names than"),
         (no_split, "no split can be told of extra.parquet; names begin with train, validation or"),
+        (two_sets, "holds test files of several data sets, in the folders coarse, fine; name one"),
+        (damaged_paths, r"a.parquet is damaged: [^\n]+$"),
         (only_test, "brings test, but no images to train on"),
     ],
 )

@@ -2,9 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from harness import ROOT
 
 from cluster.errors import RaybridgeError
 from train.data.workers import Workers
@@ -62,3 +67,46 @@ def test_a_killed_process_is_told() -> None:
         pytest.raises(RaybridgeError, match="a decoding process was killed"),
     ):
         list(workers.map(kill_self, range(100)))
+
+
+SLOW = """
+import os, time
+from train.data.workers import Workers
+
+def slow(number):
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(0.2)
+
+if __name__ == "__main__":
+    with Workers(2, patience_s=0.0) as workers:
+        list(workers.map(slow, range(10_000)))
+"""
+
+
+def is_alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_no_process_outlives_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, str(tmp_path / "slow.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        processes: set[int] = set()
+        while len(processes) < 2:
+            processes.add(int(parent.stdout.readline()))
+        assert all(is_alive(process) for process in processes)
+        parent.kill()
+        deadline = time.monotonic() + 30
+        while any(map(is_alive, processes)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = [process for process in processes if is_alive(process)]
+        for process in left:
+            os.kill(process, signal.SIGKILL)
+    assert left == []

@@ -1,9 +1,11 @@
 """Decoding chunks of images: what a process does with them, and what it tells about them."""
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +139,7 @@ def _read_header(picture: bytes | Path | npt.NDArray[np.uint8]) -> ImageHeader |
             return ImageHeader(width, height, 1 if channels == 1 else 3)
         if isinstance(picture, bytes):
             return read_header(io.BytesIO(picture), max_pixels=OWN_MAX_PIXELS)
-        with picture.open("rb") as file:
+        with _open(picture) as file:
             return read_header(file, max_pixels=OWN_MAX_PIXELS)
     except ImageError as error:
         return str(error)
@@ -148,7 +150,15 @@ def _read_header(picture: bytes | Path | npt.NDArray[np.uint8]) -> ImageHeader |
 def _read(picture: bytes | Path) -> bytes:
     if isinstance(picture, bytes):
         return picture
-    size = picture.stat().st_size
-    if size > OWN_MAX_BYTES:
-        raise ImageError(f"file of {size} bytes; at most {OWN_MAX_BYTES} are allowed", "size")
-    return picture.read_bytes()
+    with _open(picture) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > OWN_MAX_BYTES:
+            raise ImageError(f"file of {size} bytes; at most {OWN_MAX_BYTES} are allowed", "size")
+        return file.read()
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except ValueError as error:
+        raise ImageError(f"not the name of a file: {error}", "content") from None

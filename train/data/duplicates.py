@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from cluster.config import Frozen
 from cluster.dataset import SPLITS, SplitName
-from cluster.store import write_json_atomic
+from cluster.errors import DataError
+from cluster.store import Folder, write_json_atomic
 from train.data.fingerprints import THUMBNAIL_SHAPE, THUMBNAIL_SIDE, Fingerprints
 
 CHECKS_FILE = "checks.json"
@@ -61,6 +63,10 @@ class DataChecks(Frozen):
     """Bad images that were left out, and why."""
     already_there: int = 0
     """Images that were not added because the version added to has them."""
+    relabelled: int = 0
+    """Those of them that have another label there."""
+    relabelled_examples: tuple[tuple[str, str], ...] = ()
+    """What the first of those are there, and in the source."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,21 @@ class _Rows:
     places: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Twins, as rows."""
+
+    twins: npt.NDArray[np.bool_]
+    """bool ``[rows, splits]``: whether an image has a twin in each split that comes before it."""
+    examples: npt.NDArray[np.int64]
+    """int64 ``[pairs, 2]``, as :func:`_examples` gives them."""
+
+
 def check_data(
     prints: Mapping[SplitName, Fingerprints],
     labels: Mapping[SplitName, npt.NDArray[np.int64]],
     class_names: tuple[str, ...],
     name: Name,
-    *,
-    skipped: tuple[tuple[str, str], ...] = (),
-    already_there: int = 0,
 ) -> DataChecks:
     """Look for twins within and across splits, and for one image under two labels.
 
@@ -94,8 +107,6 @@ def check_data(
         labels: of each split, int64 ``[rows]``.
         class_names: in label order.
         name: what a person finds a row of a split by.
-        skipped: noted in the result.
-        already_there: likewise.
     """
     rows = _join(prints, labels)
 
@@ -103,16 +114,12 @@ def check_data(
         split = SPLITS[rows.codes[row]]
         return f"{split}: {name(split, int(rows.places[row]))} ({class_names[rows.labels[row]]})"
 
-    exact = _exact_pairs(rows)
-    near = _near_pairs(rows)
-    conflicting = exact[rows.labels[exact[:, 0]] != rows.labels[exact[:, 1]]]
+    exact, conflicts, conflicting = _exact_twins(rows)
     return DataChecks(
-        exact=_count(rows, exact, label),
-        near=_count(rows, near, label),
-        conflicts=len(np.unique(conflicting)),
-        conflict_examples=tuple((label(a), label(b)) for a, b in conflicting[:MAX_EXAMPLES]),
-        skipped=skipped,
-        already_there=already_there,
+        exact=_tell(rows, exact, label),
+        near=_tell(rows, _near_twins(rows), label),
+        conflicts=conflicts,
+        conflict_examples=tuple((label(a), label(b)) for a, b in conflicting),
     )
 
 
@@ -121,12 +128,19 @@ def write_checks(folder: Path, checks: DataChecks) -> None:
     write_json_atomic(folder / CHECKS_FILE, checks.model_dump(mode="json"))
 
 
-def read_checks(folder: Path) -> DataChecks | None:
-    """Read what was found; None of a data set that was never looked at."""
-    try:
-        return DataChecks.model_validate_json((folder / CHECKS_FILE).read_bytes())
-    except OSError:
+def read_checks(folder: Folder) -> DataChecks | None:
+    """Read what was found; None of a data set that was never looked at.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    content = folder.read(CHECKS_FILE)
+    if content is None:
         return None
+    try:
+        return DataChecks.model_validate_json(content)
+    except ValidationError:
+        raise DataError(f"{folder.address}: {CHECKS_FILE} is damaged") from None
 
 
 def _join(
@@ -147,28 +161,37 @@ def _join(
     )
 
 
-def _exact_pairs(rows: _Rows) -> npt.NDArray[np.int64]:
-    """Pairs of images with the same digest, int64 ``[pairs, 2]``, the earlier one first.
+def _exact_twins(rows: _Rows) -> tuple[_Found, int, npt.NDArray[np.int64]]:
+    """Images with the same digest; how many have one under another label, and pairs of those.
 
-    Of a group, each image is paired with its first one, with the first one under another label, and
-    with the first one of each earlier split: enough to count all.
+    In pairs each is with the first one of its digest, which is in the earliest of the splits.
     """
     order = np.argsort(rows.digests, kind="stable")
-    digests = rows.digests[order]
-    starts = np.flatnonzero(np.r_[True, digests[1:] != digests[:-1]])
-    pairs = set()
-    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-        if end - start > 1:
-            group = order[start:end]
-            for key in (rows.codes, rows.labels):
-                _, firsts = np.unique(key[group], return_index=True)
-                for first in group[firsts]:
-                    pairs |= {(int(first), int(other)) for other in group[group > first]}
-    return np.array(sorted(pairs), np.int64).reshape(-1, 2)
+    digests, codes, labels = rows.digests[order], rows.codes[order], rows.labels[order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = digests[1:] != digests[:-1]
+    group = np.cumsum(begins) - 1
+    first = order[begins][group]
+    pairs = np.stack([first, order], 1)
+    # Rows of a group are in the order of the splits.
+    follows = ~begins
+    follows[1:] &= codes[1:] == codes[:-1]
+    twins = np.zeros((len(order), len(SPLITS)), bool)
+    for code in range(len(SPLITS)):
+        has = np.bincount(group[codes == code], minlength=len(order)) > 0
+        twins[order, code] = np.where(codes == code, follows, has[group] & (codes > code))
+    other = labels != rows.labels[first]
+    mixed = np.bincount(group[other], minlength=len(order)) > 0
+    conflicts = pairs[other]
+    return (
+        _Found(twins, _examples(rows, pairs[~begins])),
+        int(mixed[group].sum()),
+        conflicts[np.lexsort((conflicts[:, 1], conflicts[:, 0]))[:MAX_EXAMPLES]],
+    )
 
 
-def _near_pairs(rows: _Rows) -> npt.NDArray[np.int64]:
-    """Pairs of images that are nearly equal, int64 ``[pairs, 2]``, the earlier one first.
+def _near_twins(rows: _Rows) -> _Found:
+    """Images that are nearly equal, and not exactly.
 
     Two hashes that differ in at most three of 64 bits are the same in one of four bands of 16, so
     images are compared with their neighbours in the order of each band. A band that more than 64
@@ -177,17 +200,21 @@ def _near_pairs(rows: _Rows) -> npt.NDArray[np.int64]:
     _, first = np.unique(rows.digests, return_index=True)
     first = np.sort(first)
     hashes = rows.hashes[first]
-    found = [np.empty((0, 2), np.int64)]
-    for earlier, later in _neighbours(hashes):
-        close = np.bitwise_count(hashes[earlier] ^ hashes[later]) <= MAX_BITS
-        pairs = np.stack([first[earlier[close]], first[later[close]]], 1)
-        for start in range(0, len(pairs), _BLOCK):
-            block = pairs[start : start + _BLOCK]
-            one, other = rows.coarse[block[:, 0]], rows.coarse[block[:, 1]]
-            block = block[_alike(one, other, _MIN_COARSE_CORRELATION)]
-            one, other = _thumbnails(rows, block[:, 0]), _thumbnails(rows, block[:, 1])
-            found.append(block[_alike(one, other, MIN_CORRELATION)])
-    return np.unique(np.sort(np.concatenate(found), 1), axis=0)
+    # Of many images that are all alike there are many pairs: they are not kept.
+    twins = np.zeros((len(rows.digests), len(SPLITS)), bool)
+    examples = np.empty((0, 2), np.int64)
+    for one, other in _neighbours(hashes):
+        close = np.flatnonzero(np.bitwise_count(hashes[one] ^ hashes[other]) <= MAX_BITS)
+        for start in range(0, len(close), _BLOCK):
+            block = close[start : start + _BLOCK]
+            pairs = np.sort(np.stack([first[one[block]], first[other[block]]], 1), 1)
+            coarse = rows.coarse[pairs[:, 0]], rows.coarse[pairs[:, 1]]
+            pairs = pairs[_alike(*coarse, _MIN_COARSE_CORRELATION)]
+            fine = _thumbnails(rows, pairs[:, 0]), _thumbnails(rows, pairs[:, 1])
+            pairs = pairs[_alike(*fine, MIN_CORRELATION)]
+            twins[pairs[:, 1], rows.codes[pairs[:, 0]]] = True
+            examples = _examples(rows, np.unique(np.concatenate([examples, pairs]), axis=0))
+    return _Found(twins, examples)
 
 
 def _neighbours(
@@ -206,13 +233,11 @@ def _neighbours(
 
 def _coarse(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     quarter = THUMBNAIL_SIDE // 4
-    blocks = [
-        thumbnails[start : start + _BLOCK].reshape(-1, 4, quarter, 4, quarter).mean((2, 4))
-        for start in range(0, len(thumbnails), _BLOCK)
-    ]
-    cells = np.concatenate([np.empty((0, 4, 4)), *blocks])
-    coarse: npt.NDArray[np.uint8] = np.rint(cells).astype(np.uint8).reshape(-1, 16)
-    return coarse
+    coarse = np.empty((len(thumbnails), 4, 4), np.uint8)
+    for start in range(0, len(thumbnails), _BLOCK):
+        block = thumbnails[start : start + _BLOCK].reshape(-1, 4, quarter, 4, quarter)
+        coarse[start : start + _BLOCK] = np.rint(block.mean((2, 4), dtype=np.float32))
+    return coarse.reshape(-1, 16)
 
 
 def _thumbnails(rows: _Rows, wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -244,18 +269,19 @@ def _alike(
     return alike
 
 
-def _count(rows: _Rows, pairs: npt.NDArray[np.int64], label: Callable[[int], str]) -> Twins:
-    one, other = rows.codes[pairs[:, 0]], rows.codes[pairs[:, 1]]
+def _examples(rows: _Rows, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first 20 pairs, those across splits before others."""
+    same = rows.codes[pairs[:, 0]] == rows.codes[pairs[:, 1]]
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], same))[:MAX_EXAMPLES]]
+
+
+def _tell(rows: _Rows, found: _Found, label: Callable[[int], str]) -> Twins:
     within: dict[SplitName, int] = {}
     across: dict[str, int] = {}
     for code, split in enumerate(SPLITS):
-        for earlier in range(code + 1):
-            found = pairs[(one == earlier) & (other == code), 1]
-            count = len(np.unique(found))
-            if count and earlier == code:
-                within[split] = count
-            elif count:
-                across[f"{SPLITS[earlier]}-{split}"] = count
-    order = np.argsort(one == other, kind="stable")
-    examples = tuple((label(a), label(b)) for a, b in pairs[order[:MAX_EXAMPLES]])
+        counts = found.twins[rows.codes == code].sum(0).tolist()
+        if counts[code]:
+            within[split] = counts[code]
+        across |= {f"{SPLITS[n]}-{split}": counts[n] for n in range(code) if counts[n]}
+    examples = tuple((label(a), label(b)) for a, b in found.examples)
     return Twins(within=within, across=across, examples=examples)

@@ -17,6 +17,7 @@ from train.data.fingerprints import (
     fingerprint,
     read_fingerprints,
 )
+from train.data.known import Known, There
 from train.data.options import Watcher
 from train.data.scratch import Scratch
 from train.data.sources.source import Source
@@ -53,7 +54,7 @@ class Gathered:
     prints: Fingerprints
     """Of ``old + new`` images."""
     sums: npt.NDArray[np.int64]
-    """int64 ``[new, channels]``: the sum of each new image's bytes."""
+    """int64 ``[channels]``: the sum of the new images' bytes."""
     squares: npt.NDArray[np.int64]
     """Of their squares."""
     pixels: Scratch | None
@@ -67,8 +68,13 @@ class Gathering:
     splits: dict[SplitName, Gathered]
     bad: tuple[tuple[str, str], ...]
     """Images that cannot be decoded, and why; not in the splits."""
-    already_there: int
+    known: Known
     """Images left out because the version that is added to has them."""
+
+    @property
+    def added(self) -> int:
+        """Images of the source that are kept."""
+        return sum(len(part.rows) for part in self.splits.values())
 
 
 @dataclass(frozen=True)
@@ -152,13 +158,12 @@ class Gatherer:
             parts[split] = self._decode(split, done, bad, workers, watcher)
         if bad and not skip_bad:
             raise BadImagesError(bad, len(self._source))
-        known = np.concatenate([np.empty(0, np.uint64), *(part.digests for part in old.values())])
-        again = {split: np.isin(part.digests, known) & ~part.bad for split, part in parts.items()}
+        known = self._known(parts, old)
         splits = {
-            split: self._gathered(split, code, parts, again, old)
+            split: self._gathered(split, code, parts, known, old)
             for code, split in enumerate(SPLITS)
         }
-        return Gathering(splits, tuple(bad), sum(int(rows.sum()) for rows in again.values()))
+        return Gathering(splits, tuple(bad), known)
 
     def _take_over(self, watcher: Watcher) -> dict[SplitName, Fingerprints]:
         """Copy the old images, and know them."""
@@ -220,12 +225,30 @@ class Gatherer:
             watcher.advance("decoding", done + row, len(self._source))
         return rows
 
+    def _known(
+        self, parts: Mapping[SplitName, _PartRows], old: Mapping[SplitName, Fingerprints]
+    ) -> Known:
+        """Find the images that the version that is added to has."""
+        there = There(self._parent, old, self._source.class_names)
+        rows: dict[SplitName, npt.NDArray[np.bool_]] = {}
+        relabelled, examples = 0, list[tuple[str, str]]()
+        for split, part in parts.items():
+            labels, pictures = self._source.parts[split].labels, self._source.parts[split].pictures
+            found, same = there.look(part.digests, labels)
+            rows[split] = found & ~part.bad
+            other = np.flatnonzero(rows[split] & ~same)
+            relabelled += len(other)
+            for row in other[: MAX_LISTED - len(examples)].tolist():
+                here = f"{pictures.name(row)} ({self._source.class_names[labels[row]]})"
+                examples.append((there.name(part.digests[row]), here))
+        return Known(rows, relabelled, tuple(examples))
+
     def _gathered(
         self,
         split: SplitName,
         code: int,
         parts: Mapping[SplitName, _PartRows],
-        again: Mapping[SplitName, npt.NDArray[np.bool_]],
+        known: Known,
         old: Mapping[SplitName, Fingerprints],
     ) -> Gathered:
         """Put together what one split holds, and close the gaps in its files."""
@@ -233,7 +256,7 @@ class Gatherer:
         owner: SplitName = split if split in parts else "train"
         part = parts[owner]
         chosen = np.flatnonzero(self._assignment[owner] == code)
-        keep = ~(part.bad | again[owner])[chosen]
+        keep = ~(part.bad | known.rows[owner])[chosen]
         rows = chosen[keep]
         kept = np.concatenate([np.ones(self._old[split], bool), keep])
         files = [self._thumbnails[split], *([self._pixels[split]] if self._pixels else [])]
@@ -251,7 +274,7 @@ class Gatherer:
                 np.concatenate([before.hashes, part.hashes[rows]]),
                 thumbnails.map(),
             ),
-            part.sums[rows],
-            part.squares[rows],
+            part.sums[rows].sum(0),
+            part.squares[rows].sum(0),
             pixels[0] if pixels else None,
         )

@@ -17,7 +17,6 @@ from cluster.dataset import (
     ChannelStatistics,
     Dataset,
     DatasetMeta,
-    SplitInfo,
     SplitName,
     Storage,
     content_digest,
@@ -40,7 +39,7 @@ from train.data.sources.source import Part, Source, check_source, shorten
 from train.data.splitting import assign_splits, check_classes
 from train.data.statistics import channel_statistics, normalization, pooled
 from train.data.workers import Workers
-from train.data.writing import write_gathered
+from train.data.writing import write_splits
 
 _ROOM_TO_SPARE = 64 * 2**20
 
@@ -56,10 +55,10 @@ def ingest(
     """Write ``source`` as the next version of data set ``name``.
 
     Splits depend on the seed and the source's order alone. If the newest version has the same
-    content already, that version is returned and nothing is written. Two at once write two
-    versions.
+    content and normalization already, that version is returned and nothing is written. Two at once
+    write two versions.
 
-    Every image is decoded once, on all cores. Memory holds some 50 bytes an image, and the chunks
+    Every image is decoded once, on all cores. Memory holds some 200 bytes an image, and the chunks
     that are being decoded. Where that takes more than a second it is done by spawned processes, so
     a program that calls this needs ``if __name__ == "__main__"``.
 
@@ -103,8 +102,14 @@ def ingest(
         gatherer = Gatherer(source, assignment, spec, storage, parent, draft)
         _check_room(store.root, 2 * gatherer.needed_bytes)
         gathering = gatherer.run(workers, watcher, skip_bad=options.on_bad == "skip")
-        if parent is not None and not any(len(part.rows) for part in gathering.splits.values()):
+        if parent is not None and not gathering.added and _normalizes_alike(parent.meta, options):
             watcher.say(f"{parent.reference} has all of these images already")
+            if gathering.known.relabelled:
+                one, other = gathering.known.examples[0]
+                watcher.say(
+                    f"warning: {gathering.known.relabelled} of them under another class, such as "
+                    f"{one} = {other}"
+                )
             return parent
         meta = _write(name, draft, source, gathering, spec, storage, parent, options, watcher)
         return _publish(store, draft, meta, parent, watcher)
@@ -134,6 +139,11 @@ def _with_classes_of(source: Source, parent: DatasetMeta) -> Source:
         split: Part(part.pictures, label_of[part.labels]) for split, part in source.parts.items()
     }
     return replace(source, class_names=parent.class_names, parts=parts)
+
+
+def _normalizes_alike(parent: DatasetMeta, options: IngestOptions) -> bool:
+    wanted = normalization(options.normalize, parent.statistics, parent.normalization)
+    return wanted == parent.normalization
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -178,11 +188,8 @@ def _write(
     names = source.class_names
     labels = {split: part.labels for split, part in gathering.splits.items()}
     check_classes(names, labels)
-    infos: dict[SplitName, SplitInfo] = {}
-    for split, part in gathering.splits.items():
-        watcher.say(f"writing {split}: {len(part.labels)} images")
-        owner = source.parts.get(split, source.parts["train"])
-        infos[split] = write_gathered(draft, split, part, owner, parent, len(names))
+    infos = write_splits(draft, source, gathering.splits, storage, parent, watcher)
+    watcher.say("reading it once for its digest")
     splits = {split: open_split(draft, info, spec, storage) for split, info in infos.items()}
     statistics = _statistics(gathering.splits["train"], spec, parent)
     meta = DatasetMeta(
@@ -205,15 +212,14 @@ def _write(
     )
     watcher.say("looking for images that are there twice")
     prints = {split: part.prints for split, part in gathering.splits.items()}
-    checks = check_data(
-        prints,
-        labels,
-        names,
-        _Names(source, gathering, parent),
-        skipped=gathering.bad,
-        already_there=gathering.already_there,
-    )
-    write_checks(draft, checks)
+    left_out = {
+        "skipped": gathering.bad,
+        "already_there": gathering.known.count,
+        "relabelled": gathering.known.relabelled,
+        "relabelled_examples": gathering.known.examples,
+    }
+    checks = check_data(prints, labels, names, _Names(source, gathering, parent))
+    write_checks(draft, checks.model_copy(update=left_out))
     write_fingerprints(draft, prints)
     write_contact_sheet(draft / CONTACT_SHEET, splits["train"], spec, names)
     for scratch in draft.glob(".*"):
@@ -224,7 +230,8 @@ def _write(
 def _statistics(train: Gathered, spec: ImageSpec, parent: Dataset | None) -> ChannelStatistics:
     parts = []
     if len(train.rows):
-        new = channel_statistics(train.sums, train.squares, spec.height * spec.width)
+        pixels = len(train.rows) * spec.height * spec.width
+        new = channel_statistics(train.sums, train.squares, pixels)
         parts.append((new, len(train.rows)))
     if parent is not None:
         parts.append((parent.meta.statistics, train.old))
@@ -235,19 +242,22 @@ def _publish(
     store: Store, draft: Path, meta: DatasetMeta, parent: Dataset | None, watcher: Watcher
 ) -> Dataset:
     """Make the draft the next version, unless the newest one is the same already."""
+    taken = 0
     while True:
         versions = dataset_versions(store, meta.name)
         newest = versions[-1] if versions else 0
-        if versions and dataset_meta(store, meta.name, newest).digest == meta.digest:
+        if versions and _is_same(dataset_meta(store, meta.name, newest), meta):
             watcher.say(f"{meta.name}@{newest} holds the same content already")
             return Dataset.find(store, f"{meta.name}@{newest}")
+        if newest + 1 == taken:
+            folder = store.folder(f"datasets/{meta.name}/{taken}")
+            raise DataError(f"{folder.address} holds no data set and is in the way; remove it")
         write_meta(draft, meta.model_copy(update={"version": newest + 1}))
         try:
             dataset = publish_dataset(store, draft)
-        except OSError as error:
-            # Somebody else's version took the number; a folder that is there is "not empty".
-            if error.errno not in (None, errno.EEXIST, errno.ENOTEMPTY):
-                raise
+        except FileExistsError:
+            # By somebody else's version, as a rule.
+            taken = newest + 1
             continue
         if parent is not None and newest != parent.meta.version:
             watcher.say(
@@ -255,6 +265,11 @@ def _publish(
                 f"{parent.reference}, and has none of its images"
             )
         return dataset
+
+
+def _is_same(one: DatasetMeta, other: DatasetMeta) -> bool:
+    """Whether a model would be the same, trained on either."""
+    return one.digest == other.digest and one.normalization == other.normalization
 
 
 class _Names:

@@ -7,8 +7,9 @@ from cluster.dataset import DatasetMeta, Storage
 from cluster.errors import DataError
 from cluster.images import ImageHeader, ImageSpec
 from train.data.decoding import read_headers
+from train.data.gathering import BadImagesError
 from train.data.options import IngestOptions, Watcher
-from train.data.sources.source import Payload, PixelPictures, Source, shorten
+from train.data.sources.source import Payload, Pictures, PixelPictures, Source, shorten
 from train.data.workers import Workers
 
 _PIXELS_LIMIT = 2 * 2**30
@@ -27,6 +28,7 @@ def choose_spec(
     Raises:
         DataError: images have several sizes and none was named, or another size, number of
             channels or way of resizing was named than the version has.
+        BadImagesError: no image can be read.
     """
     if parent is not None:
         _check_same(options, parent)
@@ -86,31 +88,42 @@ def _check_same(options: IngestOptions, parent: DatasetMeta) -> None:
 
 
 def _survey(source: Source, workers: Workers, watcher: Watcher) -> list[ImageHeader]:
-    """The headers of all images that have one, bad ones left out."""
+    """The headers of all images that have one; bad ones are left to those who decode.
+
+    Raises:
+        BadImagesError: all are bad.
+    """
     found: list[ImageHeader] = []
+    bad: list[tuple[str, str]] = []
     seen = 0
-    for headers in workers.map(read_headers, _payloads(source)):
-        seen += len(headers)
-        found += [header for header in headers if isinstance(header, ImageHeader)]
-        watcher.advance("looking at images", seen, len(source))
+    for part in source.parts.values():
+        row = 0
+        for headers in workers.map(read_headers, _payloads(part.pictures)):
+            for header in headers:
+                if isinstance(header, ImageHeader):
+                    found.append(header)
+                else:
+                    bad.append((part.pictures.name(row), header))
+                row += 1
+            watcher.advance("looking at images", seen + row, len(source))
+        seen += row
+    if not found:
+        raise BadImagesError(bad, len(source))
     return found
 
 
-def _payloads(source: Source) -> Iterator[Payload]:
-    for part in source.parts.values():
-        if isinstance(part.pictures, PixelPictures):
-            # One image tells of all.
-            yield part.pictures.images[:1]
-        else:
-            yield from part.pictures.chunks()
+def _payloads(pictures: Pictures) -> Iterator[Payload]:
+    if isinstance(pictures, PixelPictures):
+        # One image tells of all.
+        yield pictures.images[:1]
+    else:
+        yield from pictures.chunks()
 
 
 def _only_size(source: Source, headers: Iterable[ImageHeader]) -> tuple[int, int]:
     sizes = Counter((header.width, header.height) for header in headers)
     if len(sizes) == 1:
         return next(iter(sizes))
-    if not sizes:
-        raise DataError(f"{source.description} holds no image that can be read")
     listed = [f"{_text(size)} ({count})" for size, count in sizes.most_common()]
     side = max(1, min(min(size) for size in sizes))
     raise DataError(

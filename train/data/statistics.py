@@ -10,19 +10,18 @@ from train.data.options import Normalize
 
 
 def channel_statistics(
-    sums: npt.NDArray[np.int64], squares: npt.NDArray[np.int64], pixels: int
+    sums: npt.NDArray[np.int64], squares: npt.NDArray[np.int64], count: int
 ) -> ChannelStatistics:
     """Statistics of each channel, pixels scaled to [0, 1].
 
     Args:
-        sums: int64 ``[images, channels]``, of the bytes of each image.
+        sums: int64 ``[channels]``, of the bytes of all images.
         squares: of their squares.
-        pixels: of one image.
+        count: pixels of all images.
     """
-    count = len(sums) * pixels
     means, stds = [], []
     # Python's integers: no digit is lost before the last division.
-    for total, square in zip(sums.sum(0).tolist(), squares.sum(0).tolist(), strict=True):
+    for total, square in zip(sums.tolist(), squares.tolist(), strict=True):
         means.append(total / count / 255)
         stds.append(_std((count * square - total * total) / (count * count * 255 * 255)))
     return ChannelStatistics(mean=tuple(means), std=tuple(stds))

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +26,9 @@ _WAITING_PER_PROCESS = 3
 class Workers:
     """Runs a function over tasks; in processes as soon as that pays.
 
-    Processes, because Pillow decodes small images in less time than Python needs around it, with
-    its lock held; spawned ones, since a fork of a process with threads (Arrow's, PyTorch's) may
-    hang. They do not hear Ctrl-C: the parent does, and ends them.
+    The processes are spawned, since a fork of a process with threads (Arrow's, PyTorch's) may hang.
+    They do not hear Ctrl-C: the parent does, and ends them. If the parent is killed, they end by
+    themselves.
 
     Args:
         processes: how many; by default one for each CPU that this process may use.
@@ -67,7 +68,9 @@ class Workers:
         while self._pool is None:
             if time.monotonic() - began > self._patience_s:
                 self._pool = ProcessPoolExecutor(
-                    self.processes, mp_context=multiprocessing.get_context("spawn")
+                    self.processes,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=_end_with_parent,
                 )
                 break
             try:
@@ -95,6 +98,18 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _end_with_parent() -> None:
+    """In a new process: end when the parent does, however it does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -1,69 +1,108 @@
-"""The files of a split, out of what was gathered of a source."""
+"""The files of a data set's splits, out of what was gathered of a source."""
 
-import itertools
+import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.dataset import (
+    SPLITS,
     Dataset,
+    EncodedWriter,
     ShardInfo,
     SplitInfo,
     SplitName,
-    write_encoded_split,
+    Storage,
     write_split,
 )
 from train.data.decoding import encoded_bytes
 from train.data.gathering import Gathered
-from train.data.sources.source import Part
+from train.data.options import Watcher
+from train.data.sources.source import Source
 
 
-def write_gathered(
+def write_splits(
     draft: Path,
-    split: SplitName,
-    gathered: Gathered,
-    part: Part,
+    source: Source,
+    splits: Mapping[SplitName, Gathered],
+    storage: Storage,
     parent: Dataset | None,
-    num_classes: int,
-) -> SplitInfo:
-    """Write one split.
+    watcher: Watcher,
+) -> dict[SplitName, SplitInfo]:
+    """Write all splits.
 
     Args:
         draft: where the files go.
-        split: its name.
-        gathered: what it holds; its scratch files are no longer needed afterwards.
-        part: of the source, where its new images are from.
+        source: where new images are from; encoded ones are read again, once.
+        splits: what they hold; their files of pixels are gone afterwards.
+        storage: how it is kept.
         parent: the version that is added to.
-        num_classes: how many classes to count.
+        watcher: told of the progress.
     """
-    if gathered.pixels is not None:
-        info = write_split(draft, split, gathered.pixels.map(), gathered.labels, num_classes)
-        gathered.pixels.path.unlink()
-        return info
-    shards = () if parent is None else _link_shards(draft, split, parent)
-    if len(gathered.rows):
-        added = draft / f".added-{split}"
-        added.mkdir()
-        new_labels = gathered.labels[gathered.old :]
-        info = write_encoded_split(
-            added, split, _blobs(part, gathered.rows), new_labels, num_classes
+    if storage == "encoded":
+        return _write_encoded(draft, source, splits, parent, watcher)
+    infos: dict[SplitName, SplitInfo] = {}
+    for split, part in splits.items():
+        watcher.say(f"writing {split}: {len(part.labels)} images")
+        assert part.pixels is not None
+        pixels = part.pixels.map()
+        infos[split] = write_split(draft, split, pixels, part.labels, len(source.class_names))
+        part.pixels.path.unlink()
+    return infos
+
+
+def _write_encoded(
+    draft: Path,
+    source: Source,
+    splits: Mapping[SplitName, Gathered],
+    parent: Dataset | None,
+    watcher: Watcher,
+) -> dict[SplitName, SplitInfo]:
+    old = {split: _link_shards(draft, split, parent) for split in splits}
+    done = 0
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                EncodedWriter(draft, split, len(source.class_names), first=len(old[split]))
+            )
+            for split in splits
+        }
+        for name, part in source.parts.items():
+            # Where each image goes: nowhere, or to a split, as an index of SPLITS.
+            codes = np.full(len(part), -1, np.int8)
+            for code, split in enumerate(SPLITS):
+                if name == (split if split in source.parts else "train"):
+                    codes[splits[split].rows] = code
+            row = 0
+            for chunk in part.pictures.chunks():
+                for index, picture in enumerate(chunk, start=row):
+                    if codes[index] >= 0:
+                        writer = writers[SPLITS[codes[index]]]
+                        writer.add(encoded_bytes(picture), int(part.labels[index]))
+                row += len(chunk)
+                watcher.advance("writing", done + row, len(source))
+            done += row
+        added = {split: writer.finish() for split, writer in writers.items()}
+    return {
+        split: SplitInfo(
+            rows=len(part.labels),
+            class_counts=tuple(
+                np.bincount(part.labels, minlength=len(source.class_names)).tolist()
+            ),
+            shards=old[split] + added[split].shards,
         )
-        shards += _number_from(draft, added, info.shards, len(shards), split)
-    counts = np.bincount(gathered.labels, minlength=num_classes)
-    return SplitInfo(
-        rows=len(gathered.labels),
-        class_counts=tuple(int(count) for count in counts),
-        shards=shards,
-    )
+        for split, part in splits.items()
+    }
 
 
-def _link_shards(draft: Path, split: SplitName, parent: Dataset) -> tuple[ShardInfo, ...]:
+def _link_shards(draft: Path, split: SplitName, parent: Dataset | None) -> tuple[ShardInfo, ...]:
     """Give the draft the files of the version that is added to, without copies where that goes."""
-    shards = parent.meta.splits[split].shards if split in parent.meta.splits else ()
+    if parent is None or split not in parent.meta.splits:
+        return ()
+    shards = parent.meta.splits[split].shards
     for shard in shards:
         try:
             os.link(parent.path / shard.file, draft / shard.file)
@@ -71,29 +110,3 @@ def _link_shards(draft: Path, split: SplitName, parent: Dataset) -> tuple[ShardI
             # Another disk, or one without links.
             shutil.copyfile(parent.path / shard.file, draft / shard.file)
     return shards
-
-
-def _number_from(
-    draft: Path, added: Path, shards: tuple[ShardInfo, ...], first: int, split: SplitName
-) -> tuple[ShardInfo, ...]:
-    """Move new files into the draft, numbered after the old ones."""
-    moved = []
-    for number, shard in enumerate(shards, start=first):
-        name = f"{split}-{number:05}.arrow"
-        (added / shard.file).rename(draft / name)
-        moved.append(shard.model_copy(update={"file": name}))
-    added.rmdir()
-    return tuple(moved)
-
-
-def _blobs(part: Part, rows: npt.NDArray[np.int64]) -> Iterator[bytes]:
-    """The encoded bytes of some rows, in order. A file is read only if its row is wanted."""
-    pictures = itertools.chain.from_iterable(part.pictures.chunks())
-    wanted = iter(rows.tolist())
-    row = next(wanted, None)
-    for index, picture in enumerate(pictures):
-        if row is None:
-            return
-        if index == row:
-            yield encoded_bytes(picture)
-            row = next(wanted, None)

@@ -11,9 +11,14 @@ import numpy as np
 
 from cluster.dataset import SplitName
 from cluster.errors import DataError
-from train.data.sources.idx import has_any_idx, read_idx_folder
+from train.data.sources.idx import idx_files, read_idx_folder
 from train.data.sources.source import Part, PixelPictures, Source
 
+_IDX_STEMS = {
+    f"{split}-{kind}-ubyte"
+    for split in ("train", "t10k")
+    for kind in ("images-idx3", "labels-idx1")
+}
 DOWNLOADS = Path("~/.cache/raybridge")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts the four files."""
@@ -59,20 +64,43 @@ class IdxDownload:
     """Where a package of the system keeps the files."""
 
     def __call__(self, root: Path | None, say: Say) -> Source:
-        """Read the files of ``root``, or of the folder that torchvision makes below it."""
-        if root is None and self.installed is not None and has_any_idx(self.installed):
+        """Read the files of ``root``, or of the folder that torchvision makes below it.
+
+        What a broken download left in our own folder is fetched again.
+        """
+        if root is None and self.installed is not None and idx_files(self.installed):
             root = self.installed
         folder = _root_folder(root)
+        if idx_files(folder):
+            return self._read(folder)
         inner = folder / self.torchvision_class / "raw"
-        if not has_any_idx(folder) and not has_any_idx(inner):
-            _from_torchvision(self.name, self.torchvision_class, folder, say)
-        read = read_idx_folder(folder if has_any_idx(folder) else inner)
-        if len(read.class_names) > len(self.class_names):
+        if _stems(inner) >= _IDX_STEMS:
+            try:
+                return self._read(inner)
+            except DataError as error:
+                if root is not None:
+                    raise
+                say(f"{error}; fetching it again")
+            # The archives stay: torchvision fetches those whose MD5 sums are wrong.
+            for file in idx_files(inner):
+                if file.suffix != ".gz":
+                    file.unlink()
+        _from_torchvision(self.name, self.torchvision_class, folder, say)
+        return self._read(inner)
+
+    def _read(self, folder: Path) -> Source:
+        read = read_idx_folder(folder)
+        missing = {"train", "test"} - set(read.parts)
+        if missing:
+            raise DataError(f"{folder} holds no {missing.pop()} images of {self.name}")
+        numbers = [int(name) for name in read.class_names]
+        if max(numbers) >= len(self.class_names):
             raise DataError(
-                f"{folder} holds labels up to {read.class_names[-1]}; "
+                f"{folder} holds labels up to {max(numbers)}; "
                 f"{self.name} has {len(self.class_names)} classes"
             )
-        return replace(read, description=self.name, class_names=self.class_names)
+        names = tuple(self.class_names[number] for number in numbers)
+        return replace(read, description=self.name, class_names=names)
 
 
 @dataclass(frozen=True)
@@ -109,6 +137,10 @@ NAMED_SOURCES: dict[str, Reader] = {
     "cifar10": CifarDownload("cifar10", "CIFAR10"),
     "cifar100": CifarDownload("cifar100", "CIFAR100"),
 }
+
+
+def _stems(folder: Path) -> set[str]:
+    return {file.name.removesuffix(".gz") for file in idx_files(folder)}
 
 
 def _root_folder(root: Path | None) -> Path:

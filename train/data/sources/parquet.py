@@ -21,10 +21,12 @@ from train.data.sources.source import (
     Part,
     Payload,
     Source,
+    and_more,
     order_class_names,
     shorten,
 )
-from train.data.sources.table import from_arrow
+from train.data.sources.table import from_arrow, is_text
+from train.data.sources.tree import files_below
 
 _LABEL_NAMES = ("label", "labels", "class", "fine_label", "target")
 
@@ -65,7 +67,7 @@ class ParquetPictures:
                                 yield chunk
                                 chunk, size = [], 0
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{file} is damaged: {error}") from None
+                raise _damaged(file, error) from None
             if chunk:
                 yield chunk
 
@@ -78,6 +80,11 @@ class ParquetPictures:
         raise IndexError(row)
 
 
+def holds_parquet(folder: Path) -> bool:
+    """Whether there is a Parquet file below a folder."""
+    return any(_is_parquet(file) for file in files_below(folder))
+
+
 def read_parquet(path: Path, image_column: str | None, label_column: str | None) -> Source:
     """Read one file, or all Parquet files below a folder.
 
@@ -86,14 +93,14 @@ def read_parquet(path: Path, image_column: str | None, label_column: str | None)
     images are paths is read as a table.
 
     Raises:
-        DataError: a file is damaged, columns are missing or ambiguous, or files disagree.
+        DataError: a file is damaged, columns are missing or ambiguous, files disagree, or they
+            are of several data sets.
     """
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    files = [file for file in files if not file.name.startswith(".")]
+    files = sorted(filter(_is_parquet, files_below(path))) if path.is_dir() else [path]
     schemas = {file: _schema(file) for file in files}
     first = schemas[files[0]]
-    if len(files) == 1 and not _image_columns(first):
-        return from_arrow(files[0], pq.read_table(files[0]), image_column, label_column)
+    if len(files) == 1 and _holds_paths(first, image_column):
+        return from_arrow(files[0], _read(files[0]), image_column, label_column)
     columns = _find_columns(files[0], first, image_column, label_column)
     for file in files[1:]:
         if _find_columns(file, schemas[file], image_column, label_column) != columns:
@@ -111,11 +118,29 @@ def read_parquet(path: Path, image_column: str | None, label_column: str | None)
     return Source(f"Parquet {path.resolve().name}", names, parts)
 
 
+def _is_parquet(file: Path) -> bool:
+    return file.suffix.lower() == ".parquet"
+
+
 def _schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} is no Parquet file that can be read: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file} is no Parquet file that can be read: {reason}") from None
+
+
+def _read(file: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        # Not `read_table`: it adds columns by the names of folders, such as `year=2024`.
+        with pq.ParquetFile(file) as reader:
+            return reader.read(columns)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} is damaged: {str(error).splitlines()[0]}")
 
 
 def _find_columns(
@@ -127,6 +152,13 @@ def _find_columns(
     labels = labels or [name for name in schema.names if name.lower() in _LABEL_NAMES]
     image = _choose(file, schema, image_column, images, "images", "--image-column")
     label = _choose(file, schema, label_column, labels, "labels", "--label-column")
+    kind = schema.field(image).type
+    if not _holds_bytes(kind):
+        several = " (of a single file)" if is_text(kind) else ""
+        raise DataError(
+            f"--image-column {image}: {file} has {kind}; "
+            f"images are bytes, or paths as text{several}"
+        )
     names = features.get(label, {}).get("names")
     if isinstance(names, Mapping):  # Older files number them: {"0": "cat", "1": "dog"}.
         names = [names[key] for key in sorted(names, key=int)]
@@ -167,10 +199,16 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 def _image_columns(schema: pa.Schema) -> list[str]:
     """Columns that hold encoded images, by the metadata, else by their types."""
-    marked = [name for name, value in _features(schema).items() if value.get("_type") == "Image"]
-    return [name for name in marked if name in schema.names] or [
-        field.name for field in schema if _holds_bytes(field.type)
-    ]
+    found = [field.name for field in schema if _holds_bytes(field.type)]
+    features = _features(schema)
+    return [name for name in found if features.get(name, {}).get("_type") == "Image"] or found
+
+
+def _holds_paths(schema: pa.Schema, image_column: str | None) -> bool:
+    """Whether a file is a table of paths: by the column that was named, else for want of bytes."""
+    if image_column in schema.names:
+        return is_text(schema.field(image_column).type)
+    return not _image_columns(schema)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -194,13 +232,28 @@ def _pictures(column: pa.Array, folder: Path) -> Iterator[bytes | Path]:
 def _files_by_split(path: Path, files: list[Path]) -> dict[SplitName, list[Path]]:
     by_split: dict[SplitName, list[Path]] = {}
     unnamed = []
+    root = path if path.is_dir() else path.parent
+    folders: dict[SplitName, set[str]] = {}
     for file in files:
-        inside = file.relative_to(path).parts if path.is_dir() else (file.name,)
-        split = next((found for part in reversed(inside) if (found := _split_in(part))), None)
-        if split is None:
-            unnamed.append(file)
-        else:
+        inside = file.relative_to(root)
+        # The file's own name tells first, then its folder's, and so on.
+        tells = [
+            (split, part.parent)
+            for part in (inside, *inside.parents)
+            if (split := _split_in(part.name))
+        ]
+        if tells:
+            split, folder = tells[0]
             by_split.setdefault(split, []).append(file)
+            folders.setdefault(split, set()).add(str(folder))
+        else:
+            unnamed.append(file)
+    for split, found in folders.items():
+        if len(found) > 1:
+            raise DataError(
+                f"{path} holds {split} files of several data sets, in the folders "
+                f"{shorten(sorted(found))}; name one of them"
+            )
     if not unnamed:
         return by_split
     if by_split:
@@ -217,19 +270,16 @@ def _split_in(name: str) -> SplitName | None:
 
 
 def _labels(file: Path, column: str) -> pa.ChunkedArray:
-    try:
-        labels = pq.read_table(file, columns=[column])[column]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} is damaged: {error}") from None
+    labels = _read(file, [column])[column]
     kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    text = is_text(kind)
     if not (text or pa.types.is_integer(kind)):
         raise DataError(
             f"{file}: column {column} is of {labels.type}; expected whole numbers or text"
         )
     if labels.null_count:
         row = pc.index(pc.is_null(labels), True).as_py()
-        raise DataError(f"{file.name} row {row}: no label (and {labels.null_count - 1} more)")
+        raise DataError(f"{file.name} row {row}: no label{and_more(labels.null_count - 1)}")
     return labels.cast(pa.string() if text else pa.int64())
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from cluster.errors import DataError
 from train.data.sources.folder import read_class_folders
-from train.data.sources.idx import has_any_idx, read_idx_folder
+from train.data.sources.idx import idx_files, read_idx_folder
 from train.data.sources.named import NAMED_SOURCES
-from train.data.sources.parquet import read_parquet
+from train.data.sources.parquet import holds_parquet, read_parquet
 from train.data.sources.source import Source, check_source
 from train.data.sources.table import read_csv_table
 
@@ -53,11 +53,11 @@ def _read(
     say: Callable[[str], None],
 ) -> Source:
     path = Path(source).expanduser()
-    table = path.is_file() or (path.is_dir() and _holds_parquet(path))
+    named = NAMED_SOURCES.get(source)
+    table = not named and (path.is_file() or (path.is_dir() and holds_parquet(path)))
     if not table and (image_column or label_column):
         option = "--image-column" if image_column else "--label-column"
         raise DataError(f"{option}: {source} has no columns; it is for tables and Parquet files")
-    named = NAMED_SOURCES.get(source)
     if named is not None:
         if path.is_dir() and root is None:
             say(f"{source} is the data set of that name; the folder is ./{source}")
@@ -70,7 +70,7 @@ def _read(
         if path.suffix.lower() in _TABLE_SUFFIXES:
             return read_csv_table(path, image_column, label_column)
     elif path.is_dir():
-        if has_any_idx(path):
+        if idx_files(path):
             return read_idx_folder(path)
         if table:
             return read_parquet(path, image_column, label_column)
@@ -80,7 +80,3 @@ def _read(
         f"source {source!r}: {what} one of {', '.join(NAMED_SOURCES)}, a folder (of class folders, "
         "Parquet or IDX files), a .parquet file, or a .csv or .tsv of paths and labels"
     )
-
-
-def _holds_parquet(folder: Path) -> bool:
-    return any(not file.name.startswith(".") for file in folder.rglob("*.parquet"))

@@ -83,8 +83,8 @@ class FilePictures:
             yield [self.root / path for path in self.paths[start : start + CHUNK_ROWS]]
 
     def name(self, row: int) -> str:
-        """The path as it was given; bytes of it that are no UTF-8 are shown as such."""
-        return self.paths[row].encode(errors="surrogateescape").decode(errors="replace")
+        """The path as it was given, :func:`readable`."""
+        return readable(self.paths[row])
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def check_source(source: Source) -> None:
             raise DataError(
                 f"{source.description}: {part.pictures.name(int(wrong[0]))} of split {split} has "
                 f"label {part.labels[wrong[0]]}; the {len(source.class_names)} classes are 0 to "
-                f"{len(source.class_names) - 1} (and {len(wrong) - 1} more)"
+                f"{len(source.class_names) - 1}{and_more(len(wrong) - 1)}"
             )
 
 
@@ -186,6 +186,16 @@ def shorten(items: Sequence[str], limit: int = 5) -> str:
     """The first few items as text, and how many more there are."""
     shown = ", ".join(items[:limit])
     return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown
+
+
+def and_more(count: int) -> str:
+    """How many more there are than the one that is named; nothing where there are none."""
+    return f" (and {count} more)" if count else ""
+
+
+def readable(name: str) -> str:
+    """A name on one line: what cannot be printed, such as bytes that are no UTF-8, is escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
 
 
 def _fold(name: str) -> str:

@@ -1,7 +1,8 @@
 """A table of image paths and labels: CSV, TSV or Parquet."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,22 +34,21 @@ def read_csv_table(path: Path, image_column: str | None, label_column: str | Non
     try:
         # utf-8-sig: spreadsheets begin their files with a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, delimiter=delimiter, strict=True))
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            rows = [(f"line {reader.line_num}", row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from None
     if not rows:
         raise DataError(f"{path} is empty; expected a header and rows")
-    header, *body = rows
-    body = [row for row in body if row]
-    for number, row in enumerate(body, start=1):
+    header = [name.strip() for name in rows.pop(0)[1]]
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        raise DataError(f"{path} has two columns {twice[0]}; give each a name of its own")
+    for place, row in rows:
         if len(row) != len(header):
-            raise DataError(
-                f"{path} row {number} has {len(row)} fields; its header has {len(header)}"
-            )
-    columns = {
-        name.strip(): [row[index].strip() for row in body] for index, name in enumerate(header)
-    }
-    return from_columns(path, columns, image_column, label_column)
+            raise DataError(f"{path} {place} has {len(row)} fields; its header has {len(header)}")
+    columns = {name: [row[index].strip() for _, row in rows] for index, name in enumerate(header)}
+    return from_columns(path, columns, [place for place, _ in rows], image_column, label_column)
 
 
 def from_arrow(
@@ -57,32 +57,53 @@ def from_arrow(
     """Read paths and labels out of an Arrow table.
 
     Raises:
-        DataError: see :func:`from_columns`.
+        DataError: paths are no text, or see :func:`from_columns`.
     """
-    wanted = {*PATH_COLUMNS, *LABEL_COLUMNS, SPLIT_COLUMN, image_column, label_column}
+    image = _find(table.column_names, image_column, PATH_COLUMNS)
+    if image is not None and not is_text(table.schema.field(image).type):
+        raise DataError(
+            f"--image-column {image}: {path} has {table.schema.field(image).type}; "
+            "images are bytes, or paths as text"
+        )
+    label = _find(table.column_names, label_column, LABEL_COLUMNS)
+    split = _find(table.column_names, None, (SPLIT_COLUMN,))
+    # Others are named in errors alone.
     columns = {
-        name: table[name].to_pylist() for name in table.column_names if _in(name, wanted)
-    } or {name: [] for name in table.column_names}
-    return from_columns(path, columns, image_column, label_column)
+        name: table[name].to_pylist() if name in (image, label, split) else []
+        for name in table.column_names
+    }
+    places = [f"row {row}" for row in range(len(table))]
+    return from_columns(path, columns, places, image_column, label_column)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow column holds text, be it as a dictionary of it."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def from_columns(
-    path: Path, columns: Columns, image_column: str | None, label_column: str | None
+    path: Path,
+    columns: Columns,
+    places: Sequence[str],
+    image_column: str | None,
+    label_column: str | None,
 ) -> Source:
     """Make a source of columns.
 
     Args:
         path: the table's file. Relative paths in it are relative to its folder.
-        columns: values by column name, all of one length.
+        columns: values by column name.
+        places: what a person finds each row by.
         image_column: holds the paths; else the first of :data:`PATH_COLUMNS` that there is.
         label_column: holds the classes; else the first of :data:`LABEL_COLUMNS` that there is.
 
     Raises:
         DataError: a column is missing, a field is empty, or a split is unknown.
     """
-    paths = _column(path, columns, image_column, PATH_COLUMNS, "--image-column")
-    labels = _column(path, columns, label_column, LABEL_COLUMNS, "--label-column")
-    split_column = next((name for name in columns if name.lower() == SPLIT_COLUMN), None)
+    paths = _column(path, columns, places, image_column, PATH_COLUMNS, "--image-column")
+    labels = _column(path, columns, places, label_column, LABEL_COLUMNS, "--label-column")
+    split_column = _find(columns, None, (SPLIT_COLUMN,))
     if not paths:
         raise DataError(f"{path} holds no rows")
     names = order_class_names(set(labels))
@@ -93,7 +114,7 @@ def from_columns(
         split = SPLIT_NAMES.get(str(value).strip().lower())
         if split is None:
             raise DataError(
-                f"{path} row {row + 1}: split {str(value)!r}; expected train, val or test"
+                f"{path} {places[row]}: split {str(value)!r}; expected train, val or test"
             )
         rows.setdefault(split, []).append(row)
     parts = {
@@ -107,20 +128,29 @@ def from_columns(
 
 
 def _column(
-    path: Path, columns: Columns, wanted: str | None, usual: tuple[str, ...], option: str
+    path: Path,
+    columns: Columns,
+    places: Sequence[str],
+    wanted: str | None,
+    usual: tuple[str, ...],
+    option: str,
 ) -> list[str]:
-    names = (wanted,) if wanted is not None else usual
-    found = next((name for want in names for name in columns if name.lower() == want.lower()), None)
+    found = _find(columns, wanted, usual)
     if found is None:
+        names = " or ".join(usual) if wanted is None else wanted
         raise DataError(
-            f"{path} has no column {' or '.join(names)}; it has: {', '.join(columns)}; "
-            f"name one with {option}"
+            f"{path} has no column {names}; it has: {', '.join(columns)}; name one with {option}"
         )
     values = ["" if value is None else str(value) for value in columns[found]]
     if "" in values:
-        raise DataError(f"{path} row {values.index('') + 1}: column {found} is empty")
+        raise DataError(f"{path} {places[values.index('')]}: column {found} is empty")
     return values
 
 
-def _in(name: str, wanted: set[str | None]) -> bool:
-    return any(want is not None and name.lower() == want.lower() for want in wanted)
+def _find(columns: Collection[str], wanted: str | None, usual: tuple[str, ...]) -> str | None:
+    """The column that was named, or the first of the usual ones, whatever their case."""
+    names = usual if wanted is None else (wanted,)
+    if wanted in columns:
+        return wanted
+    by_name = {name.lower(): name for name in reversed(list(columns))}
+    return next((by_name[name.lower()] for name in names if name.lower() in by_name), None)
