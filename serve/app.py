@@ -36,6 +36,7 @@ from serve.http import (
     Receive,
     Scope,
     Send,
+    WhileConnected,
     media_type,
     method_not_allowed,
     read_body,
@@ -174,10 +175,11 @@ class ModelApp:
         self._check_media_type(endpoint, headers)
         self._choose(version)  # A version that is not served is refused before its body is read.
         body = await read_body(receive, headers, self._config.max_body_bytes)
-        if endpoint == "infer":
-            return await self._infer(body, headers, version)
-        top_k = _top_k(scope["query_string"])
-        return await self._classify(body, headers, version, top_k)
+        with WhileConnected(receive):
+            if endpoint == "infer":
+                return await self._infer(body, headers, version)
+            top_k = _top_k(scope["query_string"])
+            return await self._classify(body, headers, version, top_k)
 
     def _choose(self, version: str | None, *, steady: bool = False) -> LoadedModel:
         """The version to use; ``steady`` takes the main one instead of drawing."""

@@ -79,8 +79,7 @@ class Client:
         Raises:
             UserError: the address is not an HTTP address.
         """
-        parsed = urllib3.util.parse_url(address)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
+        if not _is_http(address):
             raise UserError(f"address {address!r}: expected http://host:port")
         self.address = address.rstrip("/")
         self._retry_for_s = retry_for_s
@@ -228,6 +227,16 @@ class Client:
         return self._pool.request(
             method, f"{self.address}{path}", body=body, headers=dict(headers), redirect=False
         )
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parsed = urllib3.util.parse_url(address)
+        # Names such as a..b are looked up by nobody, and urllib3 minds them only then.
+        host = (parsed.host or "").encode("idna")
+    except (urllib3.exceptions.LocationParseError, UnicodeError):
+        return False
+    return parsed.scheme in ("http", "https") and bool(host)
 
 
 def model_path(model: str, version: str | None) -> str:

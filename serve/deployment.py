@@ -16,10 +16,7 @@ from ray.serve.api import RunTarget
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import (  # type: ignore[attr-defined]
-    ApplicationStatus,
-    ReplicaState,
-)
+from ray.serve.schema import ApplicationStatus
 
 from cluster import ingress
 from cluster.errors import RaybridgeError, ServingError, UserError
@@ -31,6 +28,7 @@ from serve.applications import (
 )
 from serve.config import HttpConfig, ServeConfig
 from serve.replica import APP_PREFIX, ROOT_APP
+from serve.states import ApplicationState, read_states
 from serve.topology import (
     ANY_HOSTS,
     LOOPBACK_HOSTS,
@@ -96,41 +94,6 @@ class Ingress:
 
     def _url(self, host: str) -> str:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class ReplicaProcess:
-    """A replica as Serve's controller knows it."""
-
-    name: str
-    """As ``x-raybridge-replica`` says it."""
-    state: str
-    """Ray's word: STARTING, RUNNING, STOPPING, UPDATING, RECOVERING, PENDING_MIGRATION."""
-    node: str
-    """Address of its machine; empty until it has one."""
-    pid: int | None
-
-
-@dataclass(frozen=True)
-class ApplicationState:
-    """A model's application."""
-
-    status: str
-    """Ray's word: RUNNING, DEPLOYING, UNHEALTHY, DEPLOY_FAILED, DELETING."""
-    message: str
-    target: int
-    """Replicas that there should be."""
-    replicas: tuple[ReplicaProcess, ...]
-
-    @property
-    def running(self) -> int:
-        """Replicas that answer."""
-        return sum(replica.state == "RUNNING" for replica in self.replicas)
-
-    @property
-    def serves(self) -> bool:
-        """Whether it answers, or sleeps until it is asked."""
-        return self.status == "RUNNING" or (self.running > 0 and self.status != "DELETING")
 
 
 class ServeCluster:
@@ -284,27 +247,7 @@ class ServeCluster:
             return {}
         client = _get_global_client()
         details: Mapping[str, Any] = client.get_serve_details() if client else {"applications": {}}
-        states: dict[str, ApplicationState] = {}
-        for app_name, app in sorted(details["applications"].items()):
-            if not app_name.startswith(APP_PREFIX):
-                continue
-            deployments = app["deployments"].values()
-            states[app_name.removeprefix(APP_PREFIX)] = ApplicationState(
-                status=ApplicationStatus(app["status"]).value,
-                message=str(app["message"]),
-                target=sum(one["target_num_replicas"] for one in deployments),
-                replicas=tuple(
-                    ReplicaProcess(
-                        name=replica["replica_id"],
-                        state=ReplicaState(replica["state"]).value,
-                        node=replica.get("node_ip") or "",
-                        pid=replica.get("pid"),
-                    )
-                    for one in deployments
-                    for replica in one["replicas"]
-                ),
-            )
-        return states
+        return read_states(details["applications"])
 
     def metrics_urls(self) -> list[str]:
         """Where Prometheus scrapes the metrics of each node."""

@@ -24,13 +24,51 @@ REQUEST_ID_HEADER = b"x-request-id"
 UNVERSIONED: tuple[Header, ...] = ((VERSION_HEADER, b"-"),)
 """Marks an answer that is ours, but no model's."""
 
+_PATIENCE_S = 0.2
 _DISCARD_BYTES = 64 * 2**20
 _DISCARD_S = 10.0
 _MAX_ID_BYTES = 128
 
 
 class Disconnected(Exception):
-    """The client went away before its request was complete."""
+    """The client went away before it had its answer."""
+
+
+class WhileConnected:
+    """A block of work that ends with :class:`Disconnected` when the client goes away.
+
+    Watching costs as much as a small request, so that begins only where the work takes long: there
+    requests queue, and answers for clients that have given up would hold up the others.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        """``receive`` of a request whose body has been read."""
+        self._receive = receive
+        self._watch: asyncio.Task[None] | None = None
+        self._gone = False
+
+    def __enter__(self) -> None:
+        self._work = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._begin)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._gone and self._work is not None:
+            # Whoever else cancelled us meanwhile is to be obeyed.
+            others = self._work.uncancel()
+            if kind is asyncio.CancelledError and others == 0:
+                raise Disconnected
+
+    def _begin(self) -> None:
+        self._watch = asyncio.get_running_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._work is not None:
+            self._gone = self._work.cancel()
 
 
 def request_headers(scope: Scope) -> dict[bytes, bytes]:

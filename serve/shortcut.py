@@ -4,7 +4,9 @@ Between its HTTP server and an application, Serve makes two request ids, reads e
 enters four context managers and observes two metrics: as much CPU time as a third of a request to
 a small model. A replica of ours needs none of it but the number of requests in work, by which
 Serve scales and lets replicas go. So requests for the model go straight to it; Serve's own health
-check and whatever else arrives goes the usual way.
+check and whatever else arrives goes the usual way. Of what is passed by, nothing else is missed:
+Serve's request timeout is off unless somebody sets it, and :class:`serve.http.WhileConnected` ends
+the work for clients that have gone.
 
 Serve asks :func:`middlewares` for what stands before its own code, since
 ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names it in the environment of replicas.

@@ -6,8 +6,9 @@ from typing import Any
 from cluster.errors import RaybridgeError
 from cluster.settings import Settings
 from cluster.store import Store
-from serve.deployment import ApplicationState, Ingress, ReplicaProcess, ServeCluster
+from serve.deployment import Ingress, ServeCluster
 from serve.document import ServedDocument, ServedDocuments
+from serve.states import ApplicationState, ReplicaProcess
 
 _STATE_TIMEOUT_S = 5.0
 

@@ -1,5 +1,6 @@
 """``python -m serve load``: what it asks for, runs and prints."""
 
+import math
 import resource
 import time
 from collections.abc import Sequence
@@ -166,6 +167,9 @@ def _steps(
     if rate is None and arrivals is not None:
         raise UserError("--arrivals: without --rate a caller asks when it was answered")
     rates: Sequence[float | None] = [None] if rate is None else _parse_rates(rate)
+    for name, seconds in (("duration", duration), ("warmup", warmup), ("timeout", timeout)):
+        if not math.isfinite(seconds):
+            raise UserError(f"--{name} {seconds}: expected a number of seconds")
     connections = _CLOSED_CONNECTIONS if rate is None else _OPEN_CONNECTIONS
     poisson = arrivals is not Arrivals.CONSTANT
     return [
@@ -205,30 +209,25 @@ def _describe_second(second: Second) -> str:
 
 def _print(output: Output, result: LoadResult) -> None:
     figures = result.as_json()
-    percentiles = list(figures["latency_ms"])
-    output.table(
-        "latency in ms",
-        ["", *percentiles],
-        [
-            (title, *(_ms(figures[key][name]) for name in percentiles))
-            for title, key in (
-                ("corrected", "latency_ms"),
-                ("from sending", "latency_uncorrected_ms"),
-            )
-        ],
-    )
-    if len(result.steps) > 1:
+    told = f"{figures['requests']:,} requests, {figures['ok']:,} ok"
+    if len(result.steps) == 1:
+        titles = {"corrected": "latency_ms", "from sending": "latency_uncorrected_ms"}
         output.table(
-            "steps",
-            ["rate", "answers/s", "p50", "p99", "errors"],
-            [_step_row(step) for step in figures["steps"]],
+            "latency in ms",
+            ["", *figures["latency_ms"]],
+            [(title, *map(_ms, figures[key].values())) for title, key in titles.items()],
+        )
+        output.say(f"{told}, {figures['throughput']:,.1f} answers/s")
+    else:
+        steps = figures["steps"]
+        output.table(
+            "rates, and their latencies in ms",
+            ["rate", "answers/s", "errors", *steps[0]["latency_ms"]],
+            [_step_row(step) for step in steps],
         )
         knee = result.knee_rate
         output.say(f"last rate kept up: {knee:g}/s" if knee else "no rate was kept up")
-    output.say(
-        f"{figures['requests']:,} requests, {figures['ok']:,} ok, "
-        f"{figures['throughput']:,.1f} answers/s"
-    )
+        output.say(told)
     errors = figures["errors"]
     if errors["total"]:
         kinds = {f"status {status}": count for status, count in errors["by_status"].items()}
@@ -245,13 +244,11 @@ def _print(output: Output, result: LoadResult) -> None:
 
 
 def _step_row(step: dict[str, Any]) -> Sequence[str]:
-    latency = step["latency_ms"]
     return (
         f"{step['rate']:g}",
         f"{step['throughput']:,.1f}",
-        _ms(latency["p50"]),
-        _ms(latency["p99"]),
         f"{step['errors']['total']:,}",
+        *map(_ms, step["latency_ms"].values()),
     )
 
 

@@ -28,6 +28,8 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._ended = False
+        self.problem: str | None = None
+        """How it ended, if it did not on our side."""
         self.busy = False
         self.meant_s = 0.0
         """When the request should have been sent, on the monotonic clock."""
@@ -91,4 +93,5 @@ class Connection(asyncio.Protocol):
     def _end(self, kind: str) -> None:
         if not self._ended:
             self.abandon()
+            self.problem = kind
             self._owner.broken(self, kind)

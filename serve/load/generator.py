@@ -77,9 +77,11 @@ class Generator:
         self._step = step
         start_s = time.monotonic()
         self._start_s = start_s
-        measure_s = start_s + step.warmup_s
-        self._end_s = measure_s + step.duration_s
-        self._recorder = Recorder(began_s, start_s, measure_s, self._end_s, progress)
+        self._measure_s = start_s + step.warmup_s
+        self._end_s = self._measure_s + step.duration_s
+        self._recorder = Recorder(
+            began_s, start_s, self._measure_s, self._end_s, progress, closed=step.rate is None
+        )
         self._due: deque[float] = deque()
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
@@ -89,8 +91,8 @@ class Generator:
 
     async def run(self) -> Tally:
         """Ask for as long as the step says, then wait for what is still unanswered."""
-        cpu_s = time.process_time()
         self._loop = asyncio.get_running_loop()
+        cpu = self._loop.create_task(self._measure_cpu())
         if self._step.rate is None:
             for _ in range(self._step.concurrency):
                 self._fall_due(self._start_s)
@@ -103,11 +105,9 @@ class Generator:
             self._recorder.tick(time.monotonic())
         for connection in self._idle:
             connection.abandon()
-        now_s = time.monotonic()
-        self._recorder.tick(now_s, last=True)
+        self._recorder.tick(time.monotonic(), last=True)
         tally = self._recorder.tally
-        tally.cpu_s = time.process_time() - cpu_s
-        tally.wall_s = now_s - self._start_s
+        tally.cpu_s = await cpu
         return tally
 
     def answered(self, connection: Connection) -> None:
@@ -134,11 +134,19 @@ class Generator:
         if connection in self._busy:
             self._busy.remove(connection)
             self._fail(connection.meant_s, kind)
-        else:
+        elif connection in self._idle:
             self._idle.remove(connection)
+        # Else it is not in use yet: who opens it sees what happened.
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._end_s
+
+    async def _measure_cpu(self) -> float:
+        """CPU seconds of the measured time: before and after it we wait for the most part."""
+        await asyncio.sleep(self._measure_s - time.monotonic())
+        before_s = time.process_time()
+        await asyncio.sleep(self._end_s - time.monotonic())
+        return time.process_time() - before_s
 
     def _plan(self, arrivals: Iterator[float]) -> None:
         """Sleep from arrival to arrival. A thread does that to 0.1 ms; loops' timers, to 1 ms."""
@@ -154,7 +162,7 @@ class Generator:
             self._loop.call_soon_threadsafe(self._end_plan)
 
     def _arrive(self, meant_s: float) -> None:
-        self._recorder.late(time.monotonic() - meant_s)
+        self._recorder.late(time.monotonic(), meant_s)
         self._fall_due(meant_s)
 
     def _end_plan(self) -> None:
@@ -163,7 +171,7 @@ class Generator:
     def _fall_due(self, meant_s: float) -> None:
         self._due.append(meant_s)
         if not self._dispatch():
-            self._recorder.tally.waited += 1
+            self._recorder.waits(meant_s)
 
     def _dispatch(self) -> bool:
         """Give what is due to connections; whether all of it found one."""
@@ -191,6 +199,7 @@ class Generator:
                     self._endpoint.port,
                     ssl=self._tls,
                 )
+            problem = connection.problem
         except TimeoutError:
             problem = "timeout"
         except ConnectionRefusedError:

@@ -55,21 +55,22 @@ class Histogram:
         (buckets,) = self.counts.nonzero()
         return _values()[buckets] / 1e6, self.counts[buckets]
 
-    def corrected(self, interval_s: float) -> "Histogram":
-        """What a caller that asks every ``interval_s`` seconds would have seen.
+    def omitted(self, interval_s: float) -> "Histogram":
+        """What a caller did not ask while it waited, if it should have every ``interval_s``.
 
         A caller that waits for its answer before it asks again leaves out just those requests that
-        would have waited as well. For each duration above the interval the missing ones are added:
-        shorter by one interval, by two, and so on. This is ``copyCorrectedForCoordinatedOmission``
-        of HdrHistogram, and ``stats_correct`` of wrk (https://github.com/wg/wrk, src/stats.c).
+        would have waited as well: for each duration above the interval one that is shorter by an
+        interval, by two, and so on. Added to what was seen, they make what HdrHistogram calls
+        ``copyCorrectedForCoordinatedOmission``, and wrk (https://github.com/wg/wrk, src/stats.c)
+        ``stats_correct``.
         """
-        corrected = self + Histogram()
+        omitted = Histogram()
         interval_us = max(1.0, interval_s * 1e6)
         for value, count in zip(*self.filled(), strict=True):
             missing = np.arange(value * 1e6 - interval_us, interval_us - 1e-6, -interval_us)
             if len(missing):
-                corrected._add(missing, int(count))
-        return corrected
+                omitted._add(missing, int(count))
+        return omitted
 
     def summary_ms(self) -> dict[str, float | None]:
         """Percentiles, mean and maximum in milliseconds."""

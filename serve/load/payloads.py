@@ -47,7 +47,8 @@ def split_url(text: str) -> tuple[SplitResult, Endpoint]:
         port = url.port
     except ValueError:
         url, port = urlsplit(""), None
-    if url.scheme not in ("http", "https") or not url.hostname or url.query:
+    # What is sent is put together from it as it stands, and HTTP takes nothing else than ASCII.
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or not text.isascii():
         raise UserError(f"--url {text!r}: expected http://host:port")
     tls = url.scheme == "https"
     return url, Endpoint(url.hostname, port or (443 if tls else 80), tls)

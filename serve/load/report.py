@@ -26,6 +26,7 @@ from serve.load.tally import LoadResult, Second
 TEMPLATE = "report.html.jinja"
 SUFFIXES = (".html", ".png")
 _BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#ea580c", "#9ca3af", "#dc2626"
+_ACTUAL = "from sending"
 _SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 
@@ -51,7 +52,12 @@ def write_load_report(path: Path, result: LoadResult, about: Mapping[str, Any]) 
     """
     figure = draw(result)
     if path.suffix == ".png":
-        figure.savefig(path, format="png", dpi=120)
+        draft = path.with_name(f".{path.name}.draft")
+        try:
+            figure.savefig(draft, format="png", dpi=120)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
         return
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -72,11 +78,7 @@ def draw(result: LoadResult) -> Figure:
     """Four pictures: histogram, percentiles, throughput and latency over time."""
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     (shape, curve), (speed, latency) = figure.subplots(2, 2)
-    corrected, actual = result.corrected, result.total.actual
-    for histogram, label, color in (
-        (actual, "from sending", _GREY),
-        (corrected, "corrected", _BLUE),
-    ):
+    for histogram, label, color in _latencies(result):
         _draw_shape(shape, histogram, label, color)
         _draw_curve(curve, histogram, label, color)
     shape.set_ylim(bottom=0)
@@ -92,20 +94,32 @@ def draw(result: LoadResult) -> Figure:
     return figure
 
 
-def _draw_shape(axes: Axes, histogram: Histogram, label: str, color: str) -> None:
+def _latencies(result: LoadResult) -> Iterable[tuple[Histogram, str, Any]]:
+    """What to draw over another, its name and its color."""
+    if len(result.steps) == 1:
+        (one,) = result.steps
+        yield one.tally.actual, _ACTUAL, _GREY
+        yield one.corrected, "corrected", _BLUE
+        return
+    colors = mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(result.steps)))
+    for one, color in zip(result.steps, colors, strict=True):
+        yield one.corrected, f"{one.step.rate:g}/s", color
+
+
+def _draw_shape(axes: Axes, histogram: Histogram, label: str, color: Any) -> None:
     seconds, counts = histogram.filled()
     if len(seconds) == 0:
         return
     low, high = np.log10(max(seconds[0], 1e-6)), np.log10(max(seconds[-1], 1e-6))
     edges = np.logspace(low - 0.02, high + 0.02, 80)
     shares, _ = np.histogram(np.maximum(seconds, 1e-6), edges, weights=counts / counts.sum())
-    axes.stairs(shares, edges * 1000, color=color, label=label, fill=color == _GREY, alpha=0.8)
+    axes.stairs(shares, edges * 1000, color=color, label=label, fill=label == _ACTUAL, alpha=0.8)
     axes.set_xscale("log")
     _plain_numbers(axes.xaxis)
     axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_curve(axes: Axes, histogram: Histogram, label: str, color: str) -> None:
+def _draw_curve(axes: Axes, histogram: Histogram, label: str, color: Any) -> None:
     total = histogram.total
     if total == 0:
         return

@@ -227,7 +227,9 @@ def test_one_client_serves_many_threads(client: Client, script: Script) -> None:
     assert len(script.seen) == 80
 
 
-@pytest.mark.parametrize("address", ["", "127.0.0.1:8000", "ftp://x", "http://"])
+@pytest.mark.parametrize(
+    "address", ["", "127.0.0.1:8000", "ftp://x", "http://", "http://a..b", "http://x:99999"]
+)
 def test_a_wrong_address_is_named(address: str) -> None:
     with pytest.raises(UserError, match="expected http://host:port"):
         Client(address)

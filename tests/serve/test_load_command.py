@@ -111,6 +111,7 @@ def test_a_report_shows_what_the_figures_say(url: str, tmp_path: Path) -> None:
     assert "<svg" in text
     assert f"<b>{figures['requests']}</b>" in text
     assert 'id="steps"' in text
+    assert 'id="latency"' not in text
     assert "http://www.w3.org/2000/svg" in text
     assert "<script" not in text
     done = _run("--url", url, "--model", "tiny", "--duration", "0.3", "--out", f"{tmp_path}/a.png")
@@ -137,6 +138,9 @@ def test_mistakes_cost_one_line(url: str, tmp_path: Path) -> None:
         (["--model", "other"], "no such endpoint"),
         (["--url", "localhost"], "expected http://host:port"),
         (["--url", "http://a:b"], "expected http://host:port"),
+        (["--url", "http://a..b"], "expected http://host:port"),
+        (["--url", "http://h/\u4f8b"], "expected http://host:port"),
+        (["--duration", "inf"], "--duration inf"),
     )
     for arguments, message in cases:
         done = _run("--url", url, "--model", "tiny", *arguments)

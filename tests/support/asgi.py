@@ -1,5 +1,6 @@
 """Calls an ASGI application in process, as a server would."""
 
+import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ async def ask(
     headers: dict[str, str] | None = None,
     root_path: str = "",
     disconnect: bool = False,
+    leaves: asyncio.Event | None = None,
 ) -> Answer | None:
     """Make one request.
 
@@ -42,6 +44,7 @@ async def ask(
         headers: of the request.
         root_path: where the server has mounted the application.
         disconnect: go away after the given chunks instead of finishing.
+        leaves: tells when to go away after finishing; without it the answer is waited for.
 
     Returns:
         The answer; None if there was none.
@@ -62,7 +65,11 @@ async def ask(
     sent: list[Message] = []
 
     async def receive() -> Message:
-        return messages.pop(0) if messages else {"type": "http.disconnect"}
+        if messages:
+            return messages.pop(0)
+        if not disconnect:
+            await (leaves or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         sent.append(message)
