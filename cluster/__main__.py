@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli import JsonOption, Output, main, new_app
+from cluster.errors import UserError
 from cluster.settings import Settings
 
 app = new_app(
@@ -196,7 +197,9 @@ def manifest(
         int | None, typer.Option(help="Pods that serve, at most. [twice --workers]")
     ] = None,
     cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPUs of a pod.")] = 2,
-    gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of a pod.")] = 0,
+    gpus_per_worker: Annotated[
+        int, typer.Option(min=0, help="GPUs of a pod that trains, each with a worker of its own.")
+    ] = 0,
     memory_gib: Annotated[int, typer.Option(min=2, help="Memory of a pod, in GiB.")] = 8,
     store_claim: Annotated[
         str | None,
@@ -217,17 +220,15 @@ def manifest(
 ) -> None:
     """Write the files that bring this project and a model to Kubernetes, or to other machines.
 
-    A Dockerfile; KubeRay's RayJob, which trains the model again with the configuration of its run;
-    KubeRay's RayService, which serves it; and cluster.yaml for `ray up`. RAYBRIDGE_STORE and
-    MLFLOW_TRACKING_URI must name what pods reach. docs/clusters.md goes through them.
+    A Dockerfile; KubeRay's RayJob, which trains the model again with the configuration of its run
+    (not of an imported model); KubeRay's RayService, which serves it; and cluster.yaml for `ray
+    up`. RAYBRIDGE_STORE and MLFLOW_TRACKING_URI must name what pods reach. docs/clusters.md goes
+    through them.
     """
-    from cluster import manifest as files
-    from cluster.store import Store
-    from cluster.tracking import Tracking
+    from cluster.deployment import Deployment
+    from cluster.manifest import write_manifest
 
-    output = Output(as_json)
-    settings = Settings.from_env()
-    deployment = files.Deployment(
+    deployment = Deployment(
         image=image,
         namespace=namespace,
         workers=workers,
@@ -240,23 +241,7 @@ def manifest(
         worker_ips=tuple(machine or ()),
         ssh_user=ssh_user,
     )
-    deployment.check()
-    environment = files.shared_addresses(settings, store_claim)
-    tracking = Tracking(settings)
-    version = tracking.resolve(reference)
-    lineage = tracking.manifest(version).lineage
-    config = files.training_config(Store.open(settings.address), lineage.run)
-    texts = files.render(deployment, environment, version, reference, lineage, config, out)
-    files.write(out, texts, replace=replace)
-    if config is None:
-        output.say(
-            f"note: the store no longer has run {lineage.run}: rayjob.yaml trains with the recipe "
-            f"{lineage.recipe} as it is"
-        )
-    for name in texts:
-        output.say(f"wrote {out / name}")
-    output.say(f"next: docker build --file {out / 'Dockerfile'} --tag {image} .")
-    output.result({"out": str(out), "files": list(texts), "model": version.reference})
+    write_manifest(Output(as_json), reference, deployment, out, replace=replace)
 
 
 @app.command(
@@ -310,14 +295,20 @@ def runs(
         ),
     ] = False,
     limit: Annotated[
-        int, typer.Option(min=1, max=10_000, help="How many to list, newest first.")
-    ] = 20,
+        int | None,
+        typer.Option(min=1, max=10_000, help="How many to list, newest first. [default: 20]"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List recorded runs with their main metrics, show one with everything recorded, or compare."""
     from cluster.records import show_runs
 
-    show_runs(Output(as_json), names or [], side_by_side=compare, limit=limit)
+    named = names or []
+    if named and limit is not None:
+        raise UserError("--limit is for the list of runs: leave it out, or name no run")
+    if len(set(named)) < len(named):
+        raise UserError(f"a run is named twice: {' '.join(named)}")
+    show_runs(Output(as_json), named, side_by_side=compare, limit=limit or 20)
 
 
 @app.command()

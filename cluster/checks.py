@@ -1,28 +1,22 @@
 """What can be wrong with one machine of a cluster, and how to mend it.
 
-:func:`inspect_machine` runs on every node (see :mod:`cluster.doctor`), or here where there is no
-cluster. A check never raises: what it meets is its finding.
+Each function looks at one thing; :mod:`cluster.inspection` calls them all.
 """
 
-import importlib.metadata
+import base64
 import os
-import platform
 import secrets
 import shutil
-import socket
 import subprocess
-import tempfile
-import time
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cluster import ingress
 from cluster.errors import RaybridgeError
-from cluster.network import ASK_TIMEOUT_S, http_problem, is_free, tcp_problem
-from cluster.provenance import code_digest
+from cluster.network import ASK_TIMEOUT_S, http_problem, http_status, is_free, tcp_problem
 from cluster.settings import STORE_VARIABLE, TRACKING_VARIABLE, Settings
 from cluster.store import Folder, Store
 
@@ -30,10 +24,12 @@ Outcome = Literal["ok", "warning", "failed"]
 
 SERVE_PORT = 8000
 """Where Ray Serve listens unless it is told otherwise."""
-MAX_SKEW_S = 2.0
-_LIBRARIES = ("ray", "torch", "raybridge")
 # Ray writes no more objects to a disk that is fuller than this.
 _FULL_DISK = 0.95
+_START_TRACKING = (
+    f"start the server, open its port to this node, or correct {TRACKING_VARIABLE} (no_proxy, if "
+    "this node has a proxy)"
+)
 _GIB = 2**30
 
 
@@ -56,9 +52,15 @@ class ServeAddress:
     port: int
 
     @property
-    def on_loopback(self) -> bool:
-        """Whether only its own machine reaches it."""
-        return self.host in {"127.0.0.1", "localhost", "::1"}
+    def everywhere(self) -> bool:
+        """Whether it listens on every interface of each machine that has a replica."""
+        return self.host in {"0.0.0.0", "::"}
+
+    @property
+    def url(self) -> str:
+        """Where the head's own machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -75,71 +77,6 @@ class Questions:
     serve: ServeAddress | None = None
     """None if Ray Serve does not run."""
     object_store_bytes: int | None = None
-
-
-@dataclass
-class MachineReport:
-    """What one machine answered."""
-
-    host: str
-    clock_s: float
-    """Its clock, in seconds since 1970."""
-    versions: dict[str, str]
-    """Python, libraries, and ``code``: a digest over our own sources."""
-    checks: list[Check] = field(default_factory=list)
-
-
-def inspect_machine(questions: Questions) -> MachineReport:
-    """Run every check that one machine can make by itself; takes some seconds at most."""
-    checks = [
-        check_store(questions.settings, questions.mark),
-        check_tracking(questions),
-        check_dashboard(questions),
-        check_serve(questions),
-        check_haproxy(),
-        check_shared_memory(questions.object_store_bytes),
-        check_disk(Path(tempfile.gettempdir())),
-    ]
-    return MachineReport(socket.gethostname(), time.time(), machine_versions(), checks)
-
-
-def machine_versions() -> dict[str, str]:
-    """What must be equal on all nodes."""
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    versions["code"] = code_digest()
-    return versions
-
-
-def compare_versions(own: dict[str, str], reference: dict[str, str], where: str) -> Check:
-    """Compare a machine's versions with those of ``where``."""
-    differing = [name for name, value in reference.items() if own.get(name) != value]
-    if not differing:
-        shown = ", ".join(f"{name} {own[name]}" for name in own)
-        return Check("versions", "ok", shown)
-    listed = ", ".join(f"{name} {own.get(name)} (there {reference[name]})" for name in differing)
-    fix = "install the same versions from requirements.lock"
-    if differing == ["code"]:
-        fix = "bring both to the same commit, or submit with --working-dir, which carries the code"
-    return Check("versions", "failed", f"not those of {where}: {listed}", fix)
-
-
-def check_clock(clock_s: float, asked_s: float, answered_s: float) -> Check:
-    """Whether a clock that was read between two moments of ours shows a time between them."""
-    skew = max(asked_s - clock_s, clock_s - answered_s, 0.0)
-    if skew <= MAX_SKEW_S:
-        return Check("clock", "ok", "agrees")
-    way = "behind" if clock_s < asked_s else "ahead"
-    return Check(
-        "clock",
-        "failed",
-        f"at least {skew:.0f} s {way}",
-        "set it from the network on every node: timedatectl set-ntp true",
-    )
 
 
 def probes(settings: Settings) -> Folder:
@@ -181,7 +118,7 @@ def check_store(settings: Settings, mark: str | None) -> Check:
 
 
 def check_tracking(questions: Questions) -> Check:
-    """Whether MLflow's address can be reached. A password in it is not shown."""
+    """Whether MLflow answers, and takes requests of this machine."""
     uri = questions.settings.tracking_uri
     parts = urllib.parse.urlsplit(uri)
     if parts.scheme == "sqlite":
@@ -193,19 +130,51 @@ def check_tracking(questions: Questions) -> Check:
                 f"start `mlflow server` and name it in {TRACKING_VARIABLE}=http://HOST:5000",
             )
         return Check("tracking", "ok", "SQLite in the store")
-    shown = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
-    fix = f"start the server, open its port to this node, or correct {TRACKING_VARIABLE}"
     if parts.scheme in {"http", "https"}:
-        problem = http_problem(f"{uri.rstrip('/')}/health")
-    elif parts.hostname:
-        default = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-        port = parts.port or default.get(parts.scheme.partition("+")[0], 0)
-        problem = tcp_problem(parts.hostname, port)
-    else:
+        return _check_tracking_server(uri, parts.netloc)
+    if not parts.hostname:
         return Check("tracking", "ok", uri)
+    shown = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    default = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+    port = parts.port or default.get(parts.scheme.partition("+")[0], 0)
+    problem = tcp_problem(parts.hostname, port)
     if problem is None:
         return Check("tracking", "ok", shown)
-    return Check("tracking", "failed", f"{shown} does not answer: {problem}", fix)
+    return Check("tracking", "failed", f"{shown} does not answer: {problem}", _START_TRACKING)
+
+
+def _check_tracking_server(uri: str, netloc: str) -> Check:
+    # /health would not do: it answers those whom everything else is refused.
+    status = http_status(
+        f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1",
+        _tracking_login(),
+        by_proxy=True,  # As MLflow's own client does.
+    )
+    if status == 200:
+        return Check("tracking", "ok", uri)
+    if isinstance(status, str):
+        detail, fix = f"{uri} does not answer: {status}", _START_TRACKING
+    elif status == 401:
+        detail = f"{uri} wants another login than this node's (HTTP 401)"
+        fix = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where this node's Ray runs"
+    elif status == 403:
+        detail = f"{uri} refuses requests under this name (HTTP 403)"
+        fix = f"add this host to --allowed-hosts of `mlflow server`: --allowed-hosts {netloc}"
+    else:
+        detail = f"{uri} does not answer as MLflow does: HTTP {status}"
+        fix = _START_TRACKING
+    return Check("tracking", "failed", detail, fix)
+
+
+def _tracking_login() -> dict[str, str]:
+    """What MLflow's client sends to say who it is."""
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    if user and password:
+        login = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+        return {"Authorization": f"Basic {login}"}
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def check_dashboard(questions: Questions) -> Check:
@@ -246,19 +215,17 @@ def check_serve(questions: Questions) -> Check:
     if serve is None:
         return _free_ports("serve", (SERVE_PORT,), "`python -m serve deploy --port`")
     if not questions.is_head:
-        if serve.on_loopback:
+        if not serve.everywhere:
             return Check("serve", "ok", "listens on the head only")
         if tcp_problem("127.0.0.1", serve.port) is not None:
             return Check("serve", "ok", "no replica here, and so no proxy")
-    host = serve.host if serve.on_loopback else "127.0.0.1"
-    url = f"http://[{host}]:{serve.port}" if ":" in host else f"http://{host}:{serve.port}"
-    problem = http_problem(f"{url}/-/healthz")
+    problem = http_problem(f"{serve.url}/-/healthz")
     if problem is None:
-        return Check("serve", "ok", f"{url} answers")
+        return Check("serve", "ok", f"{serve.url} answers")
     return Check(
         "serve",
         "failed",
-        f"{url} does not answer: {problem}",
+        f"{serve.url} does not answer: {problem}",
         "see `python -m serve status`; deploy again, or look into logs/serve in Ray's session "
         "folder",
     )

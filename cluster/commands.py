@@ -1,5 +1,6 @@
 """What the commands on a cluster do once their arguments are read: connect, work, show."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from cluster.cli import Output
 from cluster.doctor import Diagnosis, examine
 from cluster.errors import UserError
 from cluster.session import connect
-from cluster.settings import Settings
+from cluster.settings import STORE_VARIABLE, TRACKING_VARIABLE, Settings
 
 
 def show_status(output: Output) -> None:
@@ -91,8 +92,9 @@ def submit(
     wait: bool,
 ) -> None:
     """``cluster submit``."""
+    settings = Settings.from_env()
     job = jobs.submit(
-        Settings.from_env(),
+        settings,
         command,
         working_dir=working_dir,
         environment=_parse_environment(environment),
@@ -101,6 +103,12 @@ def submit(
         job_id=name,
     )
     output.say(f"job {job.job_id} at {job.dashboard_url}")
+    if not os.environ.get(STORE_VARIABLE) and jobs.is_elsewhere(job.dashboard_url):
+        sys.stderr.write(
+            f"note: {STORE_VARIABLE} is not set, so the job keeps data sets and runs in the folder "
+            f"{settings.address} of the cluster's machines; export {STORE_VARIABLE} and "
+            f"{TRACKING_VARIABLE} as what is reached from here and from there\n"
+        )
     if not wait:
         output.result({"job": job.job_id, "status": job.status(), "exit_code": None})
         return
@@ -133,6 +141,11 @@ def run_doctor(output: Output, *, timeout_s: float) -> None:
     found = examine(Settings.from_env(), timeout_s=timeout_s)
     if found.cluster is None:
         output.say("no cluster is running here; this machine alone:")
+        if (elsewhere := jobs.named_dashboard()) is not None:
+            output.say(
+                f"note: to check the cluster at {elsewhere}: python -m cluster submit -- python "
+                "-m cluster doctor"
+            )
     else:
         output.say(f"cluster {found.cluster}, {len(found.nodes)} node(s)")
     output.table("Checks", *_checks_table(found))
@@ -144,7 +157,8 @@ def run_doctor(output: Output, *, timeout_s: float) -> None:
     for dead in found.dead:
         output.say(f"note: a node that has left: {dead}")
     if found.failures == 0:
-        output.say("all good")
+        warnings = f"no failures, {found.warnings} warning{'s' if found.warnings > 1 else ''}"
+        output.say(warnings if found.warnings else "all good")
     output.result(found.as_json())
     if found.failures:
         raise typer.Exit(1)

@@ -62,7 +62,8 @@ def _facts(run: Run, store: Store) -> dict[str, str]:
         known["data set"] = str(info.get("dataset", ""))
         known["data digest"] = str(info.get("dataset_digest", ""))
         known["commit"] = str(info.get("commit") or "not from a checkout")
-        for name, version in sorted(dict(info.get("libraries") or {}).items()):
+        libraries = info.get("libraries")
+        for name, version in sorted(libraries.items() if isinstance(libraries, dict) else ()):
             known[f"{name} version"] = str(version)
     return known
 

@@ -1,4 +1,4 @@
-"""Asks every node of the cluster what is wrong with it, through Ray; see :mod:`cluster.checks`.
+"""Asks every node of the cluster what is wrong with it, through Ray; see :mod:`cluster.inspection`.
 
 A node is asked by a task that is bound to it and holds no CPU. One that does not answer in time is
 a finding like any other.
@@ -16,19 +16,15 @@ import ray
 from ray._raylet import get_authentication_mode
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.checks import (
-    Check,
+from cluster.checks import Check, Outcome, Questions, ServeAddress, check_store, probes
+from cluster.errors import RaybridgeError
+from cluster.inspection import (
     MachineReport,
-    Questions,
-    ServeAddress,
     check_clock,
-    check_store,
     compare_versions,
     inspect_machine,
     machine_versions,
-    probes,
 )
-from cluster.errors import RaybridgeError
 from cluster.session import Session, connect, find_address
 from cluster.settings import Settings
 
@@ -67,11 +63,19 @@ class Diagnosis:
     @property
     def failures(self) -> int:
         """How many checks failed."""
-        return sum(check.outcome == "failed" for node in self.nodes for check in node.checks)
+        return self._count("failed")
+
+    @property
+    def warnings(self) -> int:
+        """How many checks warn."""
+        return self._count("warning")
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {**asdict(self), "failures": self.failures}
+        return {**asdict(self), "failures": self.failures, "warnings": self.warnings}
+
+    def _count(self, outcome: Outcome) -> int:
+        return sum(check.outcome == outcome for node in self.nodes for check in node.checks)
 
 
 def examine(settings: Settings, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Diagnosis:

@@ -1,5 +1,6 @@
-"""What ``gc`` shows and does; see :mod:`cluster.retention`."""
+"""What ``gc`` shows and does; see :mod:`cluster.retention` and :mod:`cluster.removal`."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -7,15 +8,14 @@ from typing import Any
 import typer
 
 from cluster.cli import Output
+from cluster.removal import Outcome, Removal, carry_out
 from cluster.retention import (
-    Outcome,
     Plan,
     Policy,
-    Removal,
-    carry_out,
     find_references,
     parse_age,
     plan,
+    registered_versions,
 )
 from cluster.settings import Settings
 from cluster.store import Store
@@ -29,11 +29,13 @@ def collect_garbage(
     policy = Policy(keep_runs, parse_age(older_than), datasets)
     settings = Settings.from_env()
     store = Store.open(settings.address)
-    planned = plan(store, find_references(store, Tracking(settings)), policy)
+    tracking = Tracking.existing(settings)  # A look at the wrong place must not make a registry.
+    planned = plan(store, find_references(store, settings, tracking), policy)
     _show(output, planned)
     outcome = Outcome((), {})
     if yes:
-        outcome = carry_out(store, planned, output.say)
+        ask = functools.partial(registered_versions, tracking)
+        outcome = carry_out(store, planned.removals, ask, output.say)
         freed = sum(removal.bytes for removal in outcome.removed)
         output.say(
             f"removed {len(outcome.removed)} of {len(planned.removals)}, {_mb(freed)} freed"
@@ -85,7 +87,7 @@ def _table(output: Output, title: str, removals: Sequence[Removal]) -> None:
 
 def _as_json(removal: Removal) -> dict[str, Any]:
     values = asdict(removal)
-    del values["files"]
+    del values["files"], values["changed_s"]
     return values
 
 

@@ -1,27 +1,40 @@
 """Ray Jobs: run a command on a cluster from a copy of a folder, follow it, get its exit code."""
 
 import asyncio
+import ipaddress
 import os
 import shlex
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import psutil
 import requests
 from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
 from cluster.errors import NotFoundError, RaybridgeError, ResourceError, UserError
 from cluster.resources import Resources, job_name
-from cluster.session import HOW_TO_START, allow_token, find_address, loopback_stays, quiet
+from cluster.session import (
+    HOW_TO_START,
+    allow_token,
+    find_address,
+    loopback_stays,
+    quiet,
+    recorded_address,
+)
 from cluster.settings import Settings
+from cluster.store import check_name
 
 _POLL_S = 0.5
 _ASK_TIMEOUT_S = 10
 _FOLLOW_ATTEMPTS = 5
+_LOST = (RuntimeError, OSError, aiohttp.ClientError)
 # Beside what .gitignore and .rayignore name, and .git, .venv and __pycache__, which Ray leaves out.
 _EXCLUDES = ["**/.mypy_cache", "**/.ruff_cache", "**/.pytest_cache", "**/*.egg-info"]
 
@@ -54,18 +67,21 @@ class Job:
         Raises:
             RaybridgeError: the cluster went away.
         """
-        for attempt in range(1, _FOLLOW_ATTEMPTS + 1):
+        failures = 0
+        while True:
+            seen = self._seen
             try:
                 with quiet():
                     asyncio.run(self._echo_logs(echo))
                 return self.wait()
-            except (RuntimeError, OSError, aiohttp.ClientError) as error:
-                if attempt == _FOLLOW_ATTEMPTS:
+            except _LOST as error:
+                # Proxies cut connections that are long, or silent, as often as they like.
+                failures = 0 if self._seen > seen or self._runs() else failures + 1
+                if failures == _FOLLOW_ATTEMPTS:
                     raise RaybridgeError(
                         f"lost sight of job {self.job_id} at {self.dashboard_url}: {_line(error)}"
                     ) from None
-                time.sleep(attempt * _POLL_S)
-        raise AssertionError("the last attempt returns or raises")
+                time.sleep(max(1, failures) * _POLL_S)
 
     def wait(self) -> JobResult:
         """Wait for the job's end."""
@@ -90,6 +106,13 @@ class Job:
     def stop(self) -> None:
         """Ask the job to end (SIGTERM), and kill what has not within three seconds."""
         self._client.stop_job(self.job_id)
+
+    def _runs(self) -> bool:
+        """Whether the cluster answers that the job has not ended."""
+        try:
+            return not self._client.get_job_status(self.job_id).is_terminal()
+        except _LOST:
+            return False
 
     async def _echo_logs(self, echo: Callable[[str], None]) -> None:
         # A connection made anew begins at the beginning again.
@@ -130,16 +153,24 @@ def submit(
     Raises:
         NotFoundError: no cluster answers.
         ResourceError: no machine of the cluster has that many CPUs and GPUs.
-        UserError: the folder is too large, or the name is taken.
+        UserError: the folder is too large, or the name is taken or cannot be one.
     """
+    if job_id is not None:
+        check_name("job", job_id)
+    if working_dir is not None:
+        if not working_dir.is_dir():
+            raise UserError(f"working directory {working_dir} is not a folder")
+        if working_dir.resolve() == Path("/"):
+            raise UserError(
+                f"working directory {working_dir} is the whole machine; name the folder of your "
+                "code with --working-dir"
+            )
     client = connect_client()
     _require(client, Resources(num_cpus, num_gpus), shlex.join(command))
     runtime_env: dict[str, object] = {
         "env_vars": {**settings.environment(), **(environment or {})},
     }
     if working_dir is not None:
-        if not working_dir.is_dir():
-            raise UserError(f"working directory {working_dir} is not a folder")
         runtime_env["working_dir"] = str(working_dir.resolve())
         runtime_env["excludes"] = _EXCLUDES
     try:
@@ -163,12 +194,9 @@ def connect_client() -> JobSubmissionClient:
         NotFoundError: no cluster answers there.
         UserError: it answers and refuses us.
     """
-    address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
-    if "://" not in address:
-        found = find_address()
-        if found is None:
-            raise NotFoundError(f"no Ray cluster is running here; {HOW_TO_START}")
-        address = found
+    address = named_dashboard() or find_address()
+    if address is None:
+        raise NotFoundError(f"no Ray cluster is running here; {HOW_TO_START}")
     allow_token()
     try:
         with quiet(), loopback_stays(address):
@@ -183,6 +211,40 @@ def connect_client() -> JobSubmissionClient:
                 "get-auth-token` prints where it was started as ~/.ray/auth_token"
             )
         raise UserError(f"the cluster at {address} refused: {reason}") from None
+
+
+def named_dashboard() -> str | None:
+    """The dashboard that the environment names, if it names one.
+
+    Raises:
+        UserError: what it names is none.
+    """
+    variable, address = "RAY_API_SERVER_ADDRESS", os.environ.get("RAY_API_SERVER_ADDRESS", "")
+    if not address:
+        variable, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "")
+        if "://" not in address:
+            return None
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError(f"{variable}={address}: expected the dashboard's http://HOST:8265")
+    return address
+
+
+def is_elsewhere(dashboard_url: str) -> bool:
+    """Whether a dashboard is that of a cluster which this machine is no part of."""
+    host = urlsplit(dashboard_url).hostname or ""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return True
+    if all(ipaddress.ip_address(one).is_loopback for one in found):
+        return recorded_address() is None  # Then an ssh tunnel leads there.
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    return not found & own
 
 
 def _require(client: JobSubmissionClient, wanted: Resources, command: str) -> None:

@@ -1,11 +1,12 @@
 """Files that bring this project and one of its models to Kubernetes, or to machines with ssh.
 
     Dockerfile        the image that every node runs
-    rayjob.yaml       KubeRay's RayJob: trains the model again, and registers it
+    rayjob.yaml       KubeRay's RayJob: trains the model again, and registers it; if that can be
     rayservice.yaml   KubeRay's RayService: serves it, by way of serve/declarative.py
     cluster.yaml      for `ray up`, on machines of one's own
 
-What is in them is data of a :class:`Deployment`; the rest stands in ``templates/``.
+What is in them is data of a :class:`cluster.deployment.Deployment`; the rest stands in
+``templates/``.
 """
 
 import importlib.metadata
@@ -14,20 +15,21 @@ import re
 import shlex
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import jinja2
 import yaml
 
 from cluster import ingress
 from cluster.bundle import Lineage
+from cluster.cli import Output
+from cluster.deployment import Deployment, shared_addresses
 from cluster.errors import UserError
-from cluster.settings import STORE_VARIABLE, TRACKING_VARIABLE, Settings
-from cluster.store import Store, check_name, write_text_atomic
-from cluster.tracking import ModelVersion
+from cluster.retraining import Origin, read_origin
+from cluster.settings import Settings
+from cluster.store import Store, write_text_atomic
+from cluster.tracking import ModelVersion, Tracking
 
 FILES = ("Dockerfile", "rayjob.yaml", "rayservice.yaml", "cluster.yaml")
 TOKEN_SECRET = "raybridge-token"
@@ -37,89 +39,41 @@ SERVE_PORT = 8000
 HEAD_CPUS = 2
 # A label has 63 characters, and KubeRay appends to names.
 _MAX_NAME = 30
-_KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?")
+_CONFIG_FOLDER = "/etc/raybridge"
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """Where a model is to run, and with how much."""
-
-    image: str = "raybridge:latest"
-    namespace: str = "default"
-    workers: int = 2
-    """Pods that work; when serving, at least."""
-    max_workers: int = 4
-    """When serving, at most."""
-    cpus_per_worker: int = 2
-    gpus_per_worker: int = 0
-    memory_gib: int = 8
-    """Of every pod."""
-    store_claim: str | None = None
-    """PersistentVolumeClaim that holds the store, where that is a folder."""
-    head_ip: str | None = None
-    worker_ips: tuple[str, ...] = ()
-    ssh_user: str = "ubuntu"
-
-    def check(self) -> None:
-        """Refuse what Kubernetes, Docker or ssh would not take.
-
-        Raises:
-            UserError: names the option and what is allowed.
-        """
-        if not _IMAGE.fullmatch(self.image):
-            raise UserError(f"--image {self.image}: expected a name such as REGISTRY/raybridge:1")
-        for option, name in (("--namespace", self.namespace), ("--store-claim", self.store_claim)):
-            if name is not None and not _KUBERNETES_NAME.fullmatch(name):
-                raise UserError(f"{option} {name}: use up to 63 of a-z, 0-9 and '-'")
-        for host in (*self.worker_ips, *filter(None, [self.head_ip])):
-            if not _HOST.fullmatch(host):
-                raise UserError(f"address {host!r}: expected the name or address of a machine")
-        if not _HOST.fullmatch(self.ssh_user.replace("_", "-")):
-            raise UserError(f"--ssh-user {self.ssh_user!r}: expected the name of a user")
-        if self.max_workers < self.workers:
-            raise UserError(
-                f"--max-workers {self.max_workers} is less than --workers {self.workers}"
-            )
-
-
-def shared_addresses(settings: Settings, store_claim: str | None) -> dict[str, str]:
-    """The variables by which pods find store and MLflow.
+def write_manifest(
+    output: Output, reference: str, deployment: Deployment, out: Path, *, replace: bool
+) -> None:
+    """``cluster manifest``.
 
     Raises:
-        UserError: either is on this machine only, or shows a password.
+        UserError: an option, an address, or the model cannot be used.
     """
-    if settings.remote is not None and store_claim is not None:
-        raise UserError(
-            f"--store-claim {store_claim}: {STORE_VARIABLE}={settings.address} needs no volume"
+    deployment.check()
+    settings = Settings.from_env()
+    environment = shared_addresses(settings, deployment.store_claim)
+    tracking = Tracking(settings)
+    version = tracking.resolve(reference)
+    lineage = tracking.manifest(version).lineage
+    origin = read_origin(Store.open(settings.address), lineage)
+    texts = render(deployment, environment, version, reference, lineage, origin, out)
+    write(out, texts, replace=replace)
+    for name in texts:
+        output.say(f"wrote {out / name}")
+    if origin.obstacle is not None:
+        output.say(
+            f"note: no rayjob.yaml: {version.reference} cannot be trained again from there, since "
+            f"{origin.obstacle}"
         )
-    if settings.remote is None and store_claim is None:
-        raise UserError(
-            f"{STORE_VARIABLE}={settings.address} is a folder, which pods do not see: export "
-            f"{STORE_VARIABLE}=s3://BUCKET/PREFIX, or name the PersistentVolumeClaim that holds "
-            "it with --store-claim"
+    elif origin.config is None:
+        output.say(
+            f"note: the store no longer has run {lineage.run}: rayjob.yaml trains with the recipe "
+            f"{lineage.recipe} as it is"
         )
-    parts = urlsplit(settings.tracking_uri)
-    if parts.scheme in {"", "sqlite", "file"} or parts.hostname in {"127.0.0.1", "localhost"}:
-        raise UserError(
-            f"{TRACKING_VARIABLE}={settings.tracking_uri} is on this machine only: run `mlflow "
-            f"server --host 0.0.0.0` where pods reach it, and export {TRACKING_VARIABLE}=http://"
-            "HOST:5000"
-        )
-    if parts.password is not None:
-        raise UserError(
-            f"{TRACKING_VARIABLE} holds a password, which these files would show: take it out, "
-            f"and put MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD into the Secret "
-            f"{KEYS_SECRET}"
-        )
-    return settings.environment()
-
-
-def training_config(store: Store, run: str) -> dict[str, Any] | None:
-    """The configuration of a run, or None if the store no longer has it."""
-    content = store.folder(f"runs/{check_name('run', run)}").read("config.json")
-    return None if content is None else dict(json.loads(content))
+    file = shlex.quote(str(out / "Dockerfile"))
+    output.say(f"next: docker build --file {file} --tag {deployment.image} .")
+    output.result({"out": str(out), "files": list(texts), "model": version.reference})
 
 
 def render(
@@ -128,18 +82,18 @@ def render(
     version: ModelVersion,
     reference: str,
     lineage: Lineage,
-    config: dict[str, Any] | None,
+    origin: Origin,
     out: Path,
 ) -> dict[str, str]:
-    """The text of each file.
+    """The text of each file; without rayjob.yaml if the model cannot be trained again.
 
     Args:
         deployment: where, and with how much.
-        environment: what :func:`shared_addresses` gives.
+        environment: what :func:`cluster.deployment.shared_addresses` gives.
         version: of the model.
         reference: how the user named it; so it is served, and an alias stays an alias.
         lineage: what its bundle says that it comes from.
-        config: of the run it comes from; without it the recipe's own is taken.
+        origin: how the run it comes from was configured.
         out: where the files will lie, for what is said in them.
 
     Raises:
@@ -147,8 +101,8 @@ def render(
     """
     deployment.check()
     project = _read_project()
-    slug = re.sub(r"[^a-z0-9]+", "-", version.name.lower()).strip("-")[:_MAX_NAME].strip("-")
-    train_name = f"{slug or 'model'}-train"
+    name = _label(version.name)
+    train_name = f"{name}-train"
     addresses = deployment.worker_ips
     if not deployment.head_ip and not addresses:
         addresses = tuple(f"WORKER_ADDRESS_{i + 1}" for i in range(deployment.workers))
@@ -163,15 +117,16 @@ def render(
         "run": lineage.run,
         "reference": reference,
         "train_name": train_name,
-        "serve_name": slug or "model",
+        "serve_name": name,
         "token_secret": TOKEN_SECRET,
         "keys_secret": KEYS_SECRET,
         "head_cpus": HEAD_CPUS,
         "haproxy_folder": HAPROXY_FOLDER.as_posix(),
         # Ray takes 30 % of a pod's memory for objects.
         "shared_memory_gib": max(1, -(-deployment.memory_gib * 3 // 10)),
-        "config": None if config is None else json.dumps(config, indent=2),
-        "entrypoint": _entrypoint(deployment, version.name, lineage, config),
+        "config_folder": _CONFIG_FOLDER,
+        "config_data": _config_data(origin),
+        "entrypoint": _entrypoint(deployment, version.name, lineage, origin),
         "serve_config": _serve_config(deployment, version.name, reference),
     }
     templates = jinja2.Environment(
@@ -181,56 +136,94 @@ def render(
         autoescape=False,
     )
     templates.filters |= {"quoted": json.dumps, "shell": shlex.quote}
-    job = _cluster_spec(templates, values, train_name if config is not None else None, grows=False)
-    service = _cluster_spec(templates, values, None, grows=True)
-    clusters = {"rayjob.yaml": job, "rayservice.yaml": service}
+    job = _cluster_spec(
+        templates,
+        {**values, "max_workers": deployment.workers},
+        deployment.gpus_per_worker,
+        train_name if origin.config is not None else None,
+    )
+    # Inference engines are those for CPUs.
+    clusters = {"rayjob.yaml": job, "rayservice.yaml": _cluster_spec(templates, values, gpus=0)}
     return {
         name: templates.get_template(f"{name}.jinja").render(
             **values, raycluster=clusters.get(name, "")
         )
         for name in FILES
+        if name != "rayjob.yaml" or origin.obstacle is None
     }
 
 
 def write(out: Path, texts: dict[str, str], *, replace: bool) -> None:
-    """Write the files, all or none.
+    """Write the files, all or none. Of an earlier call none is left beside them.
 
     Raises:
-        UserError: some are there already, and may have been edited.
+        UserError: some are there already, and may have been edited, or the folder is none.
     """
-    there = [name for name in texts if (out / name).exists()]
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    there = [name for name in FILES if (out / name).exists()]
     if there and not replace:
         raise UserError(
             f"{out} has {', '.join(there)} already; name another folder with --out, or replace "
             "them with --replace"
         )
+    for name in set(there) - set(texts):
+        (out / name).unlink()
     for name, text in texts.items():
         write_text_atomic(out / name, text)
 
 
+def _label(model: str) -> str:
+    """A model's name as Kubernetes takes it for a service: it begins with a letter."""
+    slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+    if not slug[:1].isalpha():
+        slug = f"model-{slug}"
+    return slug[:_MAX_NAME].strip("-")
+
+
 def _cluster_spec(
-    templates: jinja2.Environment, values: dict[str, Any], config_map: str | None, *, grows: bool
+    templates: jinja2.Environment,
+    values: dict[str, Any],
+    gpus: int,
+    config_map: str | None = None,
 ) -> str:
-    if not grows:
-        values = {**values, "max_workers": values["workers"]}
     pod: Any = templates.get_template("pod.yaml.jinja").make_module(values)
+    head = pod.pod_spec("ray-head", HEAD_CPUS, 0, config_map)
+    worker = pod.pod_spec("ray-worker", values["cpus_per_worker"], gpus, None)
+    template = templates.get_template("raycluster.yaml.jinja")
+    return template.render(**values, head=head, worker=worker).rstrip()
 
-    def make_pod(role: str, cpus: int, gpus: int) -> str:
-        return str(pod.pod_spec(role, cpus, gpus, config_map if role == "ray-head" else None))
 
-    return templates.get_template("raycluster.yaml.jinja").render(**values, pod=make_pod).rstrip()
+def _config_data(origin: Origin) -> str | None:
+    """What the ConfigMap holds: the configuration and, if there is one, the network's file."""
+    if origin.config is None:
+        return None
+    config, files = origin.config, {}
+    if origin.source is not None:
+        # A key of a ConfigMap may not be called as every file may.
+        config = {**config, "model": {**config["model"], "path": f"{_CONFIG_FOLDER}/model.py"}}
+        files = {"model.py": origin.source}
+    data = {"config.json": json.dumps(config, indent=2), **files}
+    # A style for every file's text that gives back its very bytes.
+    text: str = yaml.safe_dump(data, default_style="|", allow_unicode=True, sort_keys=False)
+    return text
 
 
-def _entrypoint(
-    deployment: Deployment, model: str, lineage: Lineage, config: dict[str, Any] | None
-) -> str:
+def _entrypoint(deployment: Deployment, model: str, lineage: Lineage, origin: Origin) -> str:
+    workers = deployment.training_workers
     command = ["python", "-m", "train", "fit", lineage.recipe]
-    if config is not None:
-        command += ["--config", "/etc/raybridge/config.json"]
+    if origin.config is not None:
+        command += ["--config", f"{_CONFIG_FOLDER}/config.json"]
+        batch_size = origin.config.get("batch_size", workers)
+        if batch_size % workers:
+            raise UserError(
+                f"run {lineage.run} has a batch size of {batch_size}, which does not divide among "
+                f"{workers} workers; choose --workers and --gpus-per-worker accordingly"
+            )
     command += [
         *("--data", lineage.dataset.partition("@")[0]),
-        *("--workers", str(deployment.workers)),
-        *("--set", f"resources.cpus_per_worker={deployment.cpus_per_worker}"),
+        *("--workers", str(workers)),
+        *("--set", f"resources.cpus_per_worker={deployment.cpus_per_training_worker}"),
         *("--set", f"resources.device={'cuda' if deployment.gpus_per_worker else 'cpu'}"),
         *("--register", model),
     ]

@@ -7,6 +7,7 @@ the last one wins.
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -19,9 +20,19 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from cluster.errors import ConfigError, RaybridgeError, StoreError
 
-SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
-"""Of stores that show an object whole or not at all."""
-S3_OPTIONS = ("endpoint_override", "region", "scheme")
+_S3_OPTIONS = ("endpoint_override", "region", "scheme")
+_GCS_OPTIONS = ("endpoint_override", "scheme", "retry_limit_seconds")
+_AZURE_OPTIONS = (
+    *("blob_storage_authority", "dfs_storage_authority", "enable_tls", "credential_kind"),
+    *("client_id", "background_writes"),
+)
+OPTIONS = {
+    "s3": _S3_OPTIONS,
+    **dict.fromkeys(("gs", "gcs"), _GCS_OPTIONS),
+    **dict.fromkeys(("abfs", "abfss"), _AZURE_OPTIONS),
+}
+"""Of an address, by its kind: stores that show an object whole or not at all. Those of pyarrow's
+options that hold keys are left out, since addresses are shown."""
 # Ray's health checks wait 30 s, and people less: pyarrow's own retries go on for minutes.
 CONNECT_TIMEOUT_S = 3
 REQUEST_TIMEOUT_S = 5
@@ -217,33 +228,49 @@ def check_uri(uri: str) -> str:
     Raises:
         ConfigError: its kind, an option of it, or a key inside it.
     """
-    parts = urlsplit(uri)
-    if parts.scheme not in SCHEMES:
+    shown = f"RAYBRIDGE_STORE={hide_login(uri).partition('?')[0]}"
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise ConfigError(f"{shown}: {error}") from None
+    if parts.scheme not in OPTIONS:
         raise ConfigError(
-            f"RAYBRIDGE_STORE={uri}: no store of kind {parts.scheme}://; give the absolute path "
-            f"of a folder, or a URI that begins with {', '.join(f'{one}://' for one in SCHEMES)}"
+            f"{shown}: no store of kind {parts.scheme}://; give the absolute path of a folder, or "
+            f"a URI that begins with {', '.join(f'{one}://' for one in OPTIONS)}"
         )
-    if parts.scheme in ("s3", "gs", "gcs") and "@" in parts.netloc:
+    options = dict(parse_qsl(parts.query))
+    # Of Azure, a container stands before the @, and a port may follow the host; of others neither.
+    azure = parts.scheme.startswith("abfs")
+    keyed = parts.password is not None if azure else re.search("[:@]", parts.netloc)
+    if keyed or "@" in options.get("endpoint_override", ""):
         raise ConfigError(
-            f"RAYBRIDGE_STORE={parts.scheme}://...@{parts.netloc.rpartition('@')[2]}: every node "
-            "and Ray's dashboard show this address; keep keys out of it, and in each node's "
-            "environment"
+            f"{shown}: every node and Ray's dashboard show this address; keep keys out of it, and "
+            "in each node's environment"
         )
     if not parts.netloc:
-        raise ConfigError(f"RAYBRIDGE_STORE={uri}: it names no bucket")
-    if parts.scheme == "s3":
-        for name, _ in parse_qsl(parts.query):
-            if name not in S3_OPTIONS:
-                raise ConfigError(
-                    f"RAYBRIDGE_STORE={uri}: no option {name}; allowed: {', '.join(S3_OPTIONS)}"
-                )
+        raise ConfigError(f"{shown}: it names no bucket")
+    for name in options:
+        if name not in OPTIONS[parts.scheme]:
+            allowed = ", ".join(OPTIONS[parts.scheme])
+            raise ConfigError(
+                f"{shown}: no option {name} (keys belong into each node's environment); allowed: "
+                f"{allowed}"
+            )
     return uri
+
+
+def hide_login(uri: str) -> str:
+    """An address without what stands before its ``@``, for messages."""
+    return re.sub(r"//.*@", "//...@", uri)
 
 
 def complete_uri(uri: str) -> str:
     """Write into an S3 address what this environment says of the server.
 
     So it means the same on every node. Keys stay where they are.
+
+    Raises:
+        ConfigError: the environment's server is none.
     """
     parts = urlsplit(uri)
     options = dict(parse_qsl(parts.query))
@@ -251,8 +278,10 @@ def complete_uri(uri: str) -> str:
     if parts.scheme != "s3":
         return uri
     if endpoint and "endpoint_override" not in options:
-        server = urlsplit(endpoint)
-        options |= {"endpoint_override": server.netloc, "scheme": server.scheme}
+        server = re.fullmatch(r"(https?)://([^/@\s]+)/?", endpoint)
+        if server is None:
+            raise ConfigError(f"AWS_ENDPOINT_URL={hide_login(endpoint)}: expected http://HOST:PORT")
+        options |= {"endpoint_override": server[2], "scheme": server[1]}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region and "region" not in options:
         options["region"] = region

@@ -8,42 +8,39 @@ refers to it. The other rules follow from what is left:
     bundles/DIGEST         referred to by what is served, an alias, or a run that stays
     datasets/NAME/VERSION  referred to by a run or a bundle that stays, or made into a version that
                            stays; the newest of each name
-    .NAME.HEX.draft, .old  what commands that were killed left behind
+    .NAME.HEX.draft ...    what commands that were killed left behind; see cluster.leftovers
+
+MLflow is one of the witnesses. A run that it does not know was recorded in another one, which may
+have made a champion of it: such a run stays, and where it knows none of the runs, nobody can say
+what may go.
 """
 
-import contextlib
-import os
+import fcntl
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from cluster.bundle import MANIFEST_FILE
-from cluster.dataset import META_FILE, dataset_meta, dataset_names, dataset_versions
-from cluster.errors import RaybridgeError, UserError
+from cluster.errors import UserError
 from cluster.inventory import (
-    RUN_MARKER,
     StoredBundle,
     StoredRun,
-    group_files,
+    needed_datasets,
     read_bundles,
+    read_datasets,
     read_runs,
     read_served,
 )
+from cluster.leftovers import DAY_S, find_leftovers
 from cluster.remote import StoredFile
-from cluster.store import Store, locked
+from cluster.removal import Removal
+from cluster.settings import Settings
+from cluster.store import Store
 from cluster.tracking import ModelVersion, Tracking
 
-Kind = Literal["run", "checkpoints", "bundle", "data set", "leftover"]
-
-DAY_S = 86_400.0
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(draft|old)")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([dhw])")
 _UNITS_S = {"h": 3600.0, "d": DAY_S, "w": 7 * DAY_S}
-_ALL_RUNS = 50_000
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,6 @@ class Policy:
     """What was changed since then."""
     datasets: bool = False
     """Whether data sets are removed, or only listed."""
-
-
-@dataclass(frozen=True)
-class Removal:
-    """Something that may go."""
-
-    kind: Kind
-    name: str
-    bytes: int
-    reason: str
-    files: tuple[str, ...] = ()
-    """Which, of checkpoints and of an upload that was cut off; else all of the folder."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +81,10 @@ class References:
     """Model by digest of a bundle that is served."""
     running: frozenset[str] = frozenset()
     """Runs that MLflow takes for running."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a plan."""
-
-    removed: tuple[Removal, ...]
-    failures: dict[str, str]
-    """Why something could not be removed, by name."""
+    recorded: frozenset[str] | None = None
+    """MLflow's ids of all runs that it knows; None if any run counts as known."""
+    tracking_uri: str = ""
+    """MLflow's address."""
 
 
 def parse_age(text: str) -> float:
@@ -119,19 +99,33 @@ def parse_age(text: str) -> float:
     return float(match[1]) * _UNITS_S[match[2]]
 
 
-def find_references(store: Store, tracking: Tracking) -> References:
-    """Ask the registry and read what is served.
+def find_references(store: Store, settings: Settings, tracking: Tracking | None) -> References:
+    """Ask MLflow and read what is served.
+
+    Args:
+        store: where to read.
+        settings: name MLflow's address.
+        tracking: the connection to it; None if nothing was ever recorded there.
 
     Raises:
         UserError: either cannot be read, so nobody knows what may go.
     """
+    served, uri = read_served(store), settings.tracking_uri
+    if tracking is None:
+        return References(served=served, recorded=frozenset(), tracking_uri=uri)
     return References(
-        versions=tuple(version for _, versions in tracking.models() for version in versions),
-        served=read_served(store),
-        running=frozenset(
-            run.name for run in tracking.runs(limit=_ALL_RUNS) if run.status == "RUNNING"
-        ),
+        versions=tuple(registered_versions(tracking)),
+        served=served,
+        running=frozenset(tracking.running()),
+        recorded=frozenset(tracking.run_ids()),
+        tracking_uri=uri,
     )
+
+
+def registered_versions(tracking: Tracking | None) -> list[ModelVersion]:
+    """All versions of all models."""
+    models = [] if tracking is None else tracking.models()
+    return [version for _, versions in models for version in versions]
 
 
 def plan(store: Store, references: References, policy: Policy, now_s: float | None = None) -> Plan:
@@ -144,19 +138,28 @@ def plan(store: Store, references: References, policy: Policy, now_s: float | No
         now_s: the time, in seconds since 1970; by default the clock's.
 
     Raises:
-        UserError: a file of the store is damaged, so nobody knows what it refers to.
+        UserError: a file of the store is damaged, or MLflow knows none of the runs, so nobody
+            knows what may go.
     """
     now_s = time.time() if now_s is None else now_s
     runs = read_runs(store)
+    _refuse_another_mlflow(runs.values(), references)
     bundles = read_bundles(store)
-    kept = _kept_runs(store, runs, bundles, references, policy, now_s)
+    untouchable = {
+        name: reason
+        for name, run in runs.items()
+        if (reason := _why_untouchable(store, run, references, now_s))
+    }
+    kept = _kept_runs(runs, bundles, references, untouchable, policy, now_s)
     removals: list[Removal] = []
     for name, run in runs.items():
         if name not in kept:
-            removals.append(Removal("run", name, run.bytes, "nothing refers to it"))
-        elif old := _old_checkpoints(run, now_s):
+            reason = "nothing refers to it"
+            removals.append(Removal("run", name, run.bytes, reason, run.changed_s))
+        elif name not in untouchable and (old := _old_checkpoints(run, now_s)):
             size, files = sum(file.bytes for file in old), tuple(file.name for file in old)
-            removals.append(Removal("checkpoints", name, size, "all but the newest", files))
+            reason = "all but the newest"
+            removals.append(Removal("checkpoints", name, size, reason, run.changed_s, files))
     aliased = {version.digest for version in references.versions if version.aliases}
     staying = {}
     for digest, bundle in bundles.items():
@@ -166,38 +169,45 @@ def plan(store: Store, references: References, policy: Policy, now_s: float | No
         else:
             again = any(version.digest == digest for version in references.versions)
             reason = "MLflow has it too" if again else "of no run, alias or served model"
-            removals.append(Removal("bundle", digest, bundle.bytes, reason))
+            removals.append(Removal("bundle", digest, bundle.bytes, reason, bundle.changed_s))
     data = _unused_datasets(store, [runs[name] for name in kept], staying.values(), policy, now_s)
     removals += data if policy.datasets else []
-    removals += _leftovers(store, now_s)
-    removals += _cut_off_uploads(store, now_s)
+    removals += find_leftovers(store, now_s)
     return Plan(tuple(removals), () if policy.datasets else tuple(data), kept)
 
 
-def carry_out(
-    store: Store,
-    planned: Plan,
-    say: Callable[[str], None] = lambda _: None,
-) -> Outcome:
-    """Remove what a plan names. What cannot be removed is counted, and the rest goes on."""
-    removed: list[Removal] = []
-    failures: dict[str, str] = {}
-    for removal in planned.removals:
-        try:
-            _remove(store, removal)
-        except (OSError, RaybridgeError) as error:
-            failures[f"{removal.kind} {removal.name}"] = str(error)
-            say(f"not removed: {removal.kind} {removal.name}: {error}")
-        else:
-            removed.append(removal)
-    return Outcome(tuple(removed), failures)
+def _refuse_another_mlflow(runs: Collection[StoredRun], references: References) -> None:
+    recorded = [run for run in runs if run.mlflow_id is not None]
+    if recorded and all(_is_foreign(run, references) for run in recorded):
+        raise UserError(
+            f"none of the store's {len(recorded)} recorded runs is in MLflow at "
+            f"{references.tracking_uri}; check MLFLOW_TRACKING_URI"
+        )
+
+
+def _is_foreign(run: StoredRun, references: References) -> bool:
+    known = references.recorded
+    return known is not None and run.mlflow_id is not None and run.mlflow_id not in known
+
+
+def _why_untouchable(
+    store: Store, run: StoredRun, references: References, now_s: float
+) -> str | None:
+    """Why nothing of a run may go, not even old checkpoints."""
+    if _is_locked(store.folder(f"runs/{run.name}").lock_file):
+        return "at work"
+    # Of other hosts that use an object store nothing else tells. MLflow takes a run that was
+    # killed for running for ever.
+    if run.name in references.running and now_s - run.changed_s < DAY_S:
+        return "at work, as MLflow says"
+    return "recorded in another MLflow" if _is_foreign(run, references) else None
 
 
 def _kept_runs(
-    store: Store,
     runs: dict[str, StoredRun],
     bundles: dict[str, StoredBundle],
     references: References,
+    untouchable: dict[str, str],
     policy: Policy,
     now_s: float,
 ) -> dict[str, str]:
@@ -214,10 +224,8 @@ def _kept_runs(
             kept[name] = f"served as {served[name]}"
         elif name in versions:
             kept[name] = f"registered as {versions[name]}"
-        elif _is_locked(store.folder(f"runs/{name}").lock_file):
-            kept[name] = "at work"
-        elif name in references.running and now_s - run.changed_s < DAY_S:
-            kept[name] = "at work, as MLflow says"
+        elif name in untouchable:
+            kept[name] = untouchable[name]
         elif place == 0:
             kept[name] = "the newest"
         elif place < policy.keep_runs:
@@ -229,102 +237,21 @@ def _kept_runs(
 
 def _unused_datasets(
     store: Store,
-    runs: Sequence[StoredRun],
+    runs: Iterable[StoredRun],
     bundles: Iterable[StoredBundle],
     policy: Policy,
     now_s: float,
 ) -> list[Removal]:
-    versions = {name: dataset_versions(store, name) for name in dataset_names(store)}
-    metas = {
-        f"{name}@{version}": dataset_meta(store, name, version)
-        for name, numbers in versions.items()
-        for version in numbers
-    }
-    newest = {f"{name}@{numbers[-1]}" for name, numbers in versions.items() if numbers}
-    used = newest | {run.dataset for run in runs} | {bundle.dataset for bundle in bundles}
-    # A version that stays keeps those that it was made from.
-    waiting = [reference for reference in used if reference in metas]
-    while waiting:
-        parent = metas[waiting.pop()].parent
-        if parent in metas and parent not in used:
-            used.add(parent)
-            waiting.append(parent)
+    metas = read_datasets(store)
     found = []
-    for reference in sorted(set(metas) - used):
+    for reference in sorted(set(metas) - needed_datasets(metas, runs, bundles)):
         files = store.folder(f"datasets/{reference.replace('@', '/')}").details()
-        if not files or now_s - max(file.changed_s for file in files) >= policy.older_than_s:
+        changed_s = max((file.changed_s for file in files), default=0.0)
+        if now_s - changed_s >= policy.older_than_s:
             size = sum(file.bytes for file in files)
-            found.append(
-                Removal("data set", reference, size, "no run or bundle that stays uses it")
-            )
+            reason = "no run or bundle that stays uses it"
+            found.append(Removal("data set", reference, size, reason, changed_s))
     return found
-
-
-def _leftovers(store: Store, now_s: float) -> list[Removal]:
-    """What killed commands left on this disk more than a day ago."""
-    found = []
-    for parent, folders, files in os.walk(store.root):
-        here = Path(parent)
-        for name in [*folders, *files]:
-            if _LEFTOVER.fullmatch(name):
-                inside = [here / name, *(here / name).rglob("*")]
-                status = [file.lstat() for file in inside if file.exists()]
-                if status and now_s - max(one.st_mtime for one in status) >= DAY_S:
-                    path = (here / name).relative_to(store.root).as_posix()
-                    size = sum(one.st_size for one in status)
-                    found.append(Removal("leftover", path, size, "of a command that was killed"))
-        folders[:] = [
-            name
-            for name in folders
-            if not _LEFTOVER.fullmatch(name) and (here / name) != store.root / "mlartifacts"
-        ]
-    return found
-
-
-def _cut_off_uploads(store: Store, now_s: float) -> list[Removal]:
-    """Objects of folders that never got their marker, and that nobody has written to for a day."""
-    found = []
-    for top, levels, marker in (
-        ("runs", 1, RUN_MARKER),
-        ("bundles", 1, MANIFEST_FILE),
-        ("datasets", 2, META_FILE),
-    ):
-        files = () if store.remote is None else store.remote.details(top)
-        for name, group in group_files(files, levels).items():
-            whole = any(file.name == marker for file in group)
-            if not whole and now_s - max(file.changed_s for file in group) >= DAY_S:
-                names = tuple(f"{top}/{name}/{file.name}" for file in group)
-                size = sum(file.bytes for file in group)
-                reason = "of an upload that was cut off"
-                found.append(Removal("leftover", f"{top}/{name}", size, reason, names))
-    return found
-
-
-def _remove(store: Store, removal: Removal) -> None:
-    if removal.kind == "leftover" and store.remote is not None and removal.files:
-        for name in removal.files:
-            store.remote.delete(name)
-    elif removal.kind == "leftover":
-        path = store.root / removal.name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    elif removal.kind == "bundle":
-        if removal.name in read_served(store):
-            raise RaybridgeError("it was deployed meanwhile")
-        store.folder(f"bundles/{removal.name}").remove(MANIFEST_FILE)
-    elif removal.kind == "data set":
-        store.folder(f"datasets/{removal.name.replace('@', '/')}").remove(META_FILE)
-    else:
-        folder = store.folder(f"runs/{removal.name}")
-        with locked(folder.lock_file, RaybridgeError("a command is at work on it")):
-            if removal.kind == "run":
-                folder.remove(RUN_MARKER)
-                folder.lock_file.unlink()
-            else:
-                for name in removal.files:
-                    folder.delete(name)
 
 
 def _old_checkpoints(run: StoredRun, now_s: float) -> list[StoredFile]:
@@ -335,9 +262,12 @@ def _old_checkpoints(run: StoredRun, now_s: float) -> list[StoredFile]:
 
 
 def _is_locked(file: Path) -> bool:
-    if not file.exists():
+    """Whether a command holds it. Two that only ask do not take each other for such a one."""
+    try:
+        with file.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
-    busy = RaybridgeError()
-    with contextlib.suppress(RaybridgeError), locked(file, busy):
-        return False
-    return True
+    except BlockingIOError:
+        return True
+    return False

@@ -61,6 +61,14 @@ class Folder:
         """A folder within this one."""
         return Folder(self.path / name, self.remote, f"{self.name}/{name}")
 
+    @property
+    def address(self) -> str:
+        """Its path, or, in an object store, its URI."""
+        if self.remote is None:
+            return str(self.path)
+        prefix, mark, options = self.remote.uri.partition("?")
+        return f"{prefix}/{self.name}{mark}{options}"
+
     def names(self) -> list[str]:
         """The files directly in it, in order, hidden ones left out."""
         return [name for name in self._list()[0] if not name.startswith(".")]
@@ -123,6 +131,12 @@ class Folder:
     def write_json(self, name: str, value: Any) -> None:
         """Make or replace a file, whole or not at all."""
         write_json_atomic(self.path / name, value)
+        self.push(name)
+
+    def touch(self, name: str) -> None:
+        """Give a file, of which this node has a copy, the age of one that was written just now."""
+        with contextlib.suppress(PermissionError):  # Another user's stays as old as it is.
+            os.utime(self.path / name)
         self.push(name)
 
     def delete(self, name: str) -> None:

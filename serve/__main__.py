@@ -295,7 +295,8 @@ def down(
     """End serving of one model or of all; the last one takes Ray Serve with it.
 
     Requests in work are answered first. The Ray cluster stays; `python -m cluster down` ends one
-    that `deploy` started. Registered versions are not touched.
+    that `deploy` started. Registered versions are not touched. Where the cluster that served MODEL
+    has ended, what it left in the store is removed.
     """
     from cluster.session import connect
     from serve import commands
@@ -304,11 +305,11 @@ def down(
     settings = Settings.from_env()
     try:
         with connect(settings, may_start=False, label="serve down"):
-            ended = commands.down(settings, model)
+            ended = commands.down(settings, model, output.say)
     except NotFoundError:
-        if model is not None:
+        if model is not None and not commands.forget(settings, model, output.say):
             raise
-        ended = []
+        ended = [] if model is None else [model]
     output.say(f"no longer served: {', '.join(ended)}" if ended else "nothing was served")
     output.result({"ended": ended})
 

@@ -15,7 +15,8 @@ from cluster.tracking import ModelVersion, Tracking
 from serve.client import Client
 from serve.config import ServeConfig
 from serve.deployment import Ingress, ServeCluster
-from serve.document import ServedDocument, ServedDocuments, ServedVersion
+from serve.document import Owner, ServedDocument, ServedDocuments, ServedVersion
+from serve.owners import other_owners, own_cluster
 from serve.rollout import next_document, roll_out
 
 _ANSWER_TIMEOUT_S = 30.0
@@ -68,9 +69,10 @@ def deploy(
     Raises:
         RaybridgeError: it cannot be served. What was served before still is.
     """
-    cluster = ServeCluster()
+    cluster, own = ServeCluster(), own_cluster()
     documents = ServedDocuments(Store.open(settings.address))
     with documents.changing(version.name):
+        others = other_owners(documents, version.name, own)
         previous = documents.read(version.name)
         app = cluster.states().get(version.name)
         running = app is not None and app.serves
@@ -86,14 +88,21 @@ def deploy(
         cluster.begin_root(settings.address, http_ingress)
         path = Path(bundle_folder(documents.store, bundle.digest).name)
         served = ServedVersion(version=version.version, digest=bundle.digest, path=path)
-        document = next_document(version.name, served, config, previous)
+        document = next_document(version.name, served, config, previous, (own, *others))
         if previous is not None and running:
             action, document, replicas = _change(cluster, documents, previous, document, settings)
         else:
             say(f"starting {version.reference} ...")
             action = "started"
-            replicas = _start(cluster, documents, document, settings, http_ingress, new=app is None)
+            new = app is None
+            replicas = _start(
+                cluster, documents, previous, document, settings, http_ingress, new=new
+            )
     notes = [*http_ingress.notes]
+    notes += [
+        f"another Ray cluster, {other}, serves {version.name} from this store too, and follows"
+        for other in others
+    ]
     for note in (cluster.placement_note(http_ingress), cluster.root_problem()):
         if note is not None:
             notes.append(note)
@@ -111,23 +120,45 @@ def resolve(settings: Settings, reference: str) -> tuple[ModelVersion, Bundle]:
 def _start(
     cluster: ServeCluster,
     documents: ServedDocuments,
+    previous: ServedDocument | None,
     document: ServedDocument,
     settings: Settings,
     http_ingress: Ingress,
     *,
     new: bool,
 ) -> int:
+    """Run a model that does not answer on this cluster.
+
+    Args:
+        cluster: where.
+        documents: of the store.
+        previous: what is to hold again if it does not come up.
+        document: what is to be served.
+        settings: name the store.
+        http_ingress: how it is reached.
+        new: whether this cluster runs nothing of it, and so is to keep nothing of it.
+    """
     documents.write(document)
     try:
         cluster.run_model(document.model, settings.address, document.config, http_ingress)
     except RaybridgeError:
         if new:
-            # Nothing of this model ran before, so nothing of it is to stay.
+            _take_back(documents, previous, document)
             cluster.delete([document.model], and_root=False)
-            documents.remove(document.model)
         raise
     state = cluster.states().get(document.model)
     return state.running if state else 0
+
+
+def _take_back(
+    documents: ServedDocuments, previous: ServedDocument | None, document: ServedDocument
+) -> None:
+    """Let what was served before hold again: another cluster may follow it."""
+    if previous is None:
+        documents.remove(document.model)
+    else:
+        later = {"generation": document.generation + 1}
+        documents.write(previous.model_copy(update=later))
 
 
 def _change(
@@ -176,23 +207,24 @@ def _wait_until_answering(url: str, document: ServedDocument) -> None:
             time.sleep(0.1)
 
 
-def down(settings: Settings, model: str | None) -> list[str]:
+def down(settings: Settings, model: str | None, say: Callable[[str], None]) -> list[str]:
     """End one model, or all of ours; the last one takes Serve with it. Returns what ended.
 
     Raises:
         NotFoundError: the model is not served.
+        ServingError: it is, by another cluster.
     """
-    cluster = ServeCluster()
+    cluster, own = ServeCluster(), own_cluster()
     documents = ServedDocuments(Store.open(settings.address))
-    if cluster.ingress() is None:
-        if model is not None:
-            raise NotFoundError(f"model {model!r} is not served: Ray Serve does not run")
-        return []
     served = list(cluster.states())
     if model is not None and model not in served:
+        if forget(settings, model, say, own):
+            return [model]
         raise NotFoundError(
             f"model {model!r} is not served; there are: {', '.join(served) or 'none'}"
         )
+    if cluster.ingress() is None:
+        return []
     ending = [model] if model is not None else served
     ends_serve = len(ending) == len(served) and not cluster.others()
     with contextlib.ExitStack() as held:
@@ -203,5 +235,49 @@ def down(settings: Settings, model: str | None) -> list[str]:
         else:
             cluster.delete(ending, and_root=len(ending) == len(served))
         for name in ending:
-            documents.remove(name)
+            _leave(documents, name, own, say)
     return ending
+
+
+def _leave(documents: ServedDocuments, model: str, own: Owner, say: Callable[[str], None]) -> None:
+    """Remove the document of a model that ended here, unless another cluster follows it."""
+    others = other_owners(documents, model, own)
+    document = documents.read(model) if others else None
+    if document is None:
+        documents.remove(model)
+        return
+    documents.write(document.model_copy(update={"owners": others}))
+    for other in others:
+        say(f"note: {model} is still served by another Ray cluster, {other}")
+
+
+def forget(
+    settings: Settings, model: str, say: Callable[[str], None], own: Owner | None = None
+) -> bool:
+    """Remove the document that a cluster left behind when it ended.
+
+    Args:
+        settings: name the store.
+        model: whose document.
+        say: told what was removed.
+        own: the cluster that this process is connected to, which does not run the model.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ServingError: a cluster that serves by it answers.
+    """
+    documents = ServedDocuments(Store.open(settings.address))
+    if model not in documents.models():
+        return False
+    with documents.changing(model):
+        for other in other_owners(documents, model, own):
+            raise ServingError(
+                f"model {model!r} is served from this store by another Ray cluster, {other}: end "
+                f"it there with `python -m serve down {model}`; if it is another cluster by now "
+                f"that answers there, remove serving/{model}.json from the store"
+            )
+        documents.remove(model)
+    say(f"no Ray cluster that answers serves {model}; its document in the store is removed")
+    return True

@@ -22,6 +22,7 @@ from serve.applications import Placement, model_application, root_application
 from serve.commands import resolve
 from serve.config import ServeConfig
 from serve.document import ServedDocuments, ServedVersion
+from serve.owners import other_owners, own_cluster
 from serve.rollout import next_document
 from serve.topology import Wiring
 
@@ -61,15 +62,18 @@ def model(args: ModelArgs) -> ray_serve.Application:
     documents = ServedDocuments(Store.open(settings.address))
     # Here rather than on the replicas: a bundle that must not be served changes nothing.
     open_session(bundle, engine=args.config.replica.engine, num_threads=args.config.replica.threads)
+    own = own_cluster()
     with documents.changing(version.name):
         previous = documents.read(version.name)
+        owners = (own, *other_owners(documents, version.name, own))
         known = {(one.version, one.digest) for one in (previous.versions if previous else ())}
         if previous is None or (version.version, bundle.digest) not in known:
             path = Path(bundle_folder(documents.store, bundle.digest).name)
             served = ServedVersion(version=version.version, digest=bundle.digest, path=path)
-            documents.write(next_document(version.name, served, args.config, previous))
-        elif previous.config != args.config:
-            changes = {"generation": previous.generation + 1, "config": args.config}
+            documents.write(next_document(version.name, served, args.config, previous, owners))
+        elif previous.config != args.config or own not in previous.owners:
+            later = previous.generation + 1
+            changes = {"generation": later, "config": args.config, "owners": owners}
             documents.write(previous.model_copy(update=changes))
     return model_application(
         version.name,

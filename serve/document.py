@@ -36,6 +36,20 @@ class ServedVersion(Frozen):
     """Part of the unversioned traffic that it answers."""
 
 
+class Owner(Frozen):
+    """A Ray cluster that serves from a store."""
+
+    cluster: str
+    """Ray's id of it, another one at every start."""
+    address: str
+    """``host:port`` of its head."""
+    host: str
+    """Name of the head's machine: a loopback address says nothing on another one."""
+
+    def __str__(self) -> str:
+        return f"whose head is {self.address} on {self.host}"
+
+
 class ServedDocument(Frozen):
     """One generation of what is served for a model."""
 
@@ -44,6 +58,8 @@ class ServedDocument(Frozen):
     generation: int = Field(ge=1)
     versions: tuple[ServedVersion, ...] = Field(min_length=1)
     config: ServeConfig = ServeConfig()
+    owners: tuple[Owner, ...] = ()
+    """Who serves by it; nobody known, of documents that are older than this field."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

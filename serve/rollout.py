@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from cluster.errors import RaybridgeError, ServingError
 from serve.config import ServeConfig
-from serve.document import ServedDocument, ServedDocuments, ServedVersion
+from serve.document import Owner, ServedDocument, ServedDocuments, ServedVersion
 
 PREPARE_TIMEOUT_S = 300.0
 COMMIT_TIMEOUT_S = 60.0
@@ -36,13 +36,15 @@ def next_document(
     version: ServedVersion,
     config: ServeConfig,
     previous: ServedDocument | None,
+    owners: tuple[Owner, ...] = (),
 ) -> ServedDocument:
-    """The generation that serves ``version`` alone, after ``previous``."""
+    """The generation that serves ``version`` alone, on ``owners``, after ``previous``."""
     return ServedDocument(
         model=model,
         generation=previous.generation + 1 if previous else 1,
         versions=(version.model_copy(update={"share": 1.0}),),
         config=config,
+        owners=owners,
     )
 
 

@@ -140,6 +140,28 @@ def test_how_runs_are_laid_side_by_side(names: list[str], recorded: Settings) ->
     assert "runs --compare" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits-1", "--limit", "5"], "--limit is for the list of runs"),
+        (["--compare", "digits-1", "digits-2", "--limit", "20"], "--limit is for the list of runs"),
+        (["--compare", "digits-1", "digits-1"], "a run is named twice: digits-1 digits-1"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    arguments: list[str], message: str, recorded: Settings
+) -> None:
+    result = CliRunner().invoke(app, ["runs", *arguments], env=recorded.environment())
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+
+
+def test_as_many_runs_as_asked_for(recorded: Settings) -> None:
+    arguments = ["runs", "--limit", "1", "--json"]
+    result = CliRunner().invoke(app, arguments, env=recorded.environment())
+    assert [run["name"] for run in json.loads(result.stdout)["runs"]] == ["digits-2"]
+
+
 def test_models(run_cli: RunCli, recorded: Settings) -> None:
     result = run_cli("cluster", "models", "--json", env=recorded.environment())
     assert result.exit_code == 0

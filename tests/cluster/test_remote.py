@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -235,8 +236,18 @@ def test_what_is_wrong_is_said_soon_and_in_one_line(
     [
         ("ftp://host/x", r"no store of kind ftp://; give the absolute path.* s3://, gs://"),
         ("s3:///x", "it names no bucket"),
-        ("s3://KEY:SECRET@bucket/x", r"s3://...@bucket: .*keep keys out of it"),
-        ("s3://bucket/x?endpoint=here", "no option endpoint; allowed: endpoint_override, region"),
+        ("s3://KEY:SECRET@bucket/x", r"s3://...@bucket/x: .*keep keys out of it"),
+        ("s3://KEY:SEC?RET@bucket/x", r"s3://...@bucket/x: .*keep keys out of it"),
+        ("abfs://box:SECRET@acc.dfs.core.windows.net/x", r"abfs://...@acc.*keep keys out of it"),
+        ("abfs://box@acc/x?sas_token=SECRET", "no option sas_token .*allowed: blob_storage_auth"),
+        ("abfss://box@acc/x?client_secret=SECRET", "no option client_secret .*enable_tls"),
+        ("gs://bucket/x?access_token=SECRET", "no option access_token .*allowed: endpoint_ov"),
+        ("s3://bucket/x?endpoint_override=me:SECRET@minio", "keep keys out of it"),
+        ("s3://bucket/x?secret_key=SECRET", "no option secret_key .*allowed: .*region, scheme"),
+        ("s3://[x", r"RAYBRIDGE_STORE=s3://\[x: Invalid IPv6"),
+        ("s3:/bucket/p", "neither a path nor a URI; expected s3://BUCKET/PREFIX"),
+        ("file:/data", "neither a path nor a URI; .* file:///PATH"),
+        ("file://host/data", "no store of kind file://"),
     ],
 )
 def test_addresses_that_are_refused(
@@ -245,7 +256,56 @@ def test_addresses_that_are_refused(
     monkeypatch.setenv("RAYBRIDGE_STORE", address)
     with pytest.raises(ConfigError, match=message) as caught:
         Settings.from_env()
-    assert "SECRET" not in str(caught.value)
+    assert not re.search("SECRET|SEC|RET@", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/x?region=eu&scheme=http&endpoint_override=minio.lan%3A9000",
+        "gs://bucket/x?scheme=http&endpoint_override=127.0.0.1%3A9&retry_limit_seconds=1",
+        "abfs://box@acc.dfs.core.windows.net/x?enable_tls=false&credential_kind=environment",
+    ],
+)
+def test_options_are_those_of_pyarrow(uri: str) -> None:
+    import pyarrow.fs as pa_fs
+
+    # Making one connects to nothing, and refuses what it does not know.
+    assert pa_fs.FileSystem.from_uri(cluster.remote.check_uri(uri))[1].endswith("/x")
+
+
+@pytest.mark.parametrize("endpoint", ["minio.lan:9000", "ftp://minio.lan", "http://me:SECRET@lan"])
+def test_a_server_that_is_none(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("RAYBRIDGE_STORE", "s3://bucket/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL=.*: expected http://HOST:PORT") as got:
+        Settings.from_env()
+    assert "SECRET" not in str(got.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (
+            "http://host:abc",
+            r"MLFLOW_TRACKING_URI=http://host:abc is no address; expected http://H",
+        ),
+        ("http://[bad", r"MLFLOW_TRACKING_URI=http://\[bad is no address"),
+        ("http://:5000", "is no address"),
+        ("http://ho st:5000", "is no address"),
+        ("http://me:SECRET@host:5000", r"http://...@host:5000: .*MLFLOW_TRACKING_PASSWORD on each"),
+        ("http://SECRET@host:5000", "keep the password out of it"),
+        ("http://me:SEC/RET@host:5000", r"http://...@host:5000 is no address"),
+        ("postgresql://me:SECRET@host/db", r"export MLFLOW_TRACKING_USERNAME .*`mlflow server`"),
+    ],
+)
+def test_tracking_addresses_that_are_refused(
+    monkeypatch: pytest.MonkeyPatch, uri: str, message: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Settings.from_env()
+    assert not re.search("SECRET|SEC|RET@", str(caught.value))
 
 
 @pytest.mark.parametrize("tracking", [None, "sqlite:////tmp/mlflow.db", "file:///tmp/mlruns"])

@@ -1,34 +1,30 @@
 """``cluster gc`` removes what nobody refers to, and nothing else."""
 
+import contextlib
+import fcntl
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
-from bundles import write_bundle
 from datasets import write_dataset
 from servers import S3Server
+from stored import make_bundle, make_run, registered
 from typer.testing import CliRunner
 
 from cluster.__main__ import app
-from cluster.bundle import Bundle, publish_bundle
 from cluster.dataset import dataset_versions
 from cluster.errors import UserError
 from cluster.inventory import read_served
+from cluster.leftovers import DAY_S
 from cluster.remote import Remote
-from cluster.retention import (
-    DAY_S,
-    Plan,
-    Policy,
-    References,
-    carry_out,
-    parse_age,
-    plan,
-)
+from cluster.removal import carry_out
+from cluster.retention import Plan, Policy, References, parse_age, plan
 from cluster.settings import Settings
-from cluster.store import Store, drafting, locked
-from cluster.tracking import ModelVersion, Tracking
+from cluster.store import Store, locked
+from cluster.tracking import Tracking
 
 STRICT = Policy(keep_runs=1, older_than_s=0, datasets=True)
 LATER_S = 2 * DAY_S
@@ -43,41 +39,12 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(tmp_path / "copies", Remote(s3.uri(f"raybridge/{tmp_path.name}")))
 
 
-def make_run(
-    store: Store, number: int, *, finished: bool = True, dataset: str = "pets@1", steps: int = 3
-) -> str:
-    """A run as the training stage leaves it; higher numbers were begun later."""
-    name = f"run-{number}"
-    folder = store.folder(f"runs/{name}")
-    with drafting(store.runs, name) as draft:
-        info = {"created_at": f"2026-01-{number:02}", "dataset": dataset}
-        (draft / "run.json").write_text(json.dumps(info))
-        folder.publish(draft, "run.json")
-    checkpoints = folder.child("checkpoints")
-    checkpoints.path.mkdir()
-    for step in range(1, steps + 1):
-        (checkpoints.path / f"step-{step:08d}.pt").write_bytes(bytes(1000))
-        checkpoints.push(f"step-{step:08d}.pt")
-    if finished:
-        folder.write_json("result.json", {})
-    return name
-
-
-def make_bundle(store: Store, seed: int, run: str) -> Bundle:
-    with drafting(store.bundles, str(seed)) as draft:
-        return publish_bundle(store, write_bundle(draft / "bundle", seed=seed, run=run).path)
-
-
-def registered(bundle: Bundle, run: str, *aliases: str) -> ModelVersion:
-    return ModelVersion("tiny", 1, aliases, bundle.digest, run, {}, 0)
-
-
 def tidy(
     store: Store, references: References, policy: Policy = STRICT, later_s: float = LATER_S
 ) -> Plan:
     """Plan as if that much time had passed, and do it."""
     planned = plan(store, references, policy, time.time() + later_s)
-    assert carry_out(store, planned).failures == {}
+    assert carry_out(store, planned.removals, lambda: references.versions).failures == {}
     again = plan(store, references, policy, time.time() + later_s)
     assert again.removals == (), "what was removed is still there"
     return planned
@@ -143,37 +110,52 @@ def test_of_a_finished_run_only_the_newest_checkpoint_stays(any_store: Store) ->
     assert len(folder.child("run-1/checkpoints").names()) == 3, "it may be gone on with"
 
 
-def test_a_run_at_work_stays(store: Store) -> None:
+def test_a_run_at_work_stays(any_store: Store) -> None:
     for number in range(1, 5):
-        make_run(store, number, finished=False)
-    with locked(store.folder("runs/run-1").lock_file):
-        kept = tidy(store, References(running=frozenset({"run-2"})), later_s=60).kept
+        make_run(any_store, number, finished=False)
+    with locked(any_store.folder("runs/run-1").lock_file):
+        kept = tidy(any_store, References(running=frozenset({"run-2"})), later_s=60).kept
     assert kept["run-1"] == "at work"
-    assert kept["run-2"].startswith("at work")
+    assert kept["run-2"] == "at work, as MLflow says"
     assert set(kept) == {"run-1", "run-2", "run-4"}
     # MLflow takes a run that was killed for running, for ever.
-    tidy(store, References(running=frozenset({"run-2"})))
-    assert runs_in(store) == {"run-4"}
+    tidy(any_store, References(running=frozenset({"run-2"})))
+    assert runs_in(any_store) == {"run-4"}
 
 
-def test_a_run_that_is_begun_between_plan_and_removal_stays(store: Store) -> None:
-    make_run(store, 1, finished=False)
-    make_run(store, 2)
-    planned = plan(store, References(), STRICT, time.time() + LATER_S)
+def test_of_a_registered_run_at_work_the_checkpoints_stay(store: Store) -> None:
+    make_run(store, 1)
+    version = registered(make_bundle(store, 1, "run-1"), "run-1", "champion")
     with locked(store.folder("runs/run-1").lock_file):
-        outcome = carry_out(store, planned)
-    assert outcome.failures == {"run run-1": "a command is at work on it"}
-    assert "run-1" in runs_in(store)
+        assert removed(tidy(store, References((version,)))) == set()
 
 
-def test_a_bundle_that_is_deployed_between_plan_and_removal_stays(store: Store) -> None:
-    bundle = make_bundle(store, 1, "gone")
-    planned = plan(store, References(), STRICT, time.time() + LATER_S)
-    document = {"model": "tiny", "versions": [{"digest": bundle.digest}]}
-    store.folder("serving").write_json("tiny.json", document)
-    assert carry_out(store, planned).failures == {
-        f"bundle {bundle.digest}": "it was deployed meanwhile"
-    }
+def test_two_that_only_ask_do_not_take_each_other_for_a_run_at_work(store: Store) -> None:
+    make_run(store, 1)
+    make_run(store, 2)
+    lock_file = store.folder("runs/run-1").lock_file
+    lock_file.touch()
+    with lock_file.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert removed(plan(store, References(), STRICT, time.time() + LATER_S)) == {
+            ("run", "run-1"),
+            ("checkpoints", "run-2"),
+        }
+
+
+def test_what_another_mlflow_recorded_stays(store: Store) -> None:
+    for version in (1, 2):
+        write_dataset(store, version=version, seed=version)
+    make_run(store, 1, dataset="pets@1", mlflow_id="elsewhere")
+    make_run(store, 2, dataset="pets@2", mlflow_id="here")
+    make_bundle(store, 1, "run-1")
+    known = References(recorded=frozenset({"here"}))
+    planned = tidy(store, known, Policy(1, 0, datasets=True))
+    assert planned.kept == {"run-1": "recorded in another MLflow", "run-2": "the newest"}
+    assert removed(planned) == {("checkpoints", "run-2")}
+    make_run(store, 3)
+    with pytest.raises(UserError, match="none of the store's 2 recorded runs is in MLflow at u;"):
+        plan(store, References(recorded=frozenset({"x"}), tracking_uri="u"), STRICT)
 
 
 def test_datasets(any_store: Store) -> None:
@@ -192,13 +174,27 @@ def test_leftovers_of_killed_commands(store: Store) -> None:
     old, young = store.runs / ".run-7.0123abcd.draft", store.root / ".x.json.0123abcd.draft"
     (old / "deep").mkdir(parents=True)
     (old / "deep" / "file").write_bytes(bytes(500))
-    young.touch()
-    for path in (old, old / "deep", old / "deep" / "file"):
+    probes = store.root / "probes"
+    probes.mkdir()
+    # In a folder that is not ours, whatever it is called.
+    strange = store.root / "photos" / ".run-7.0123abcd.draft"
+    strange.mkdir(parents=True)
+    files = [store.root / ".probe-0123abcd", probes / "0123456789abcdef.json", strange / "file"]
+    for file in files:
+        file.touch()
+    for path in (*files, strange, old, old / "deep", old / "deep" / "file"):
         os.utime(path, (0, 0))
+    (probes / "fedcba9876543210.json").touch()
+    young.touch()
     planned = tidy(store, References(), Policy(), later_s=0)
-    assert removed(planned) == {("leftover", "runs/.run-7.0123abcd.draft")}
+    assert {name for _, name in removed(planned)} == {
+        "runs/.run-7.0123abcd.draft",
+        ".probe-0123abcd",
+        "probes/0123456789abcdef.json",
+    }
     assert not old.exists()
     assert young.exists()
+    assert [file.name for file in probes.iterdir()] == ["fedcba9876543210.json"]
 
 
 def test_uploads_that_were_cut_off(s3: S3Server, tmp_path: Path) -> None:
@@ -207,21 +203,42 @@ def test_uploads_that_were_cut_off(s3: S3Server, tmp_path: Path) -> None:
     make_run(store, 1)
     assert store.remote is not None
     store.remote.write("bundles/abc/model.onnx", b"half")
+    store.remote.write("probes/abc.json", b"{}")
     assert removed(tidy(store, References(), Policy())) == {
         ("checkpoints", "run-1"),
         ("leftover", "bundles/abc"),
+        ("leftover", "probes/abc.json"),
     }
-    assert not any(name.startswith("bundles/") for name in s3.names(prefix))
+    assert not any(name.startswith(("bundles/", "probes/")) for name in s3.names(prefix))
 
 
-def test_nothing_goes_while_something_cannot_be_read(store: Store) -> None:
-    make_run(store, 1)
-    (store.serving / "tiny.json").parent.mkdir()
-    (store.serving / "tiny.json").write_text("{")
-    with pytest.raises(UserError, match=r"serving/tiny\.json of the store is damaged"):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "{}", '{"versions": null}', '{"versions": [{}]}', '{"versions": ["x"]}'),
+        '{"versions": [{"digest": null}]}',
+    ],
+)
+def test_nothing_goes_while_a_served_document_is_damaged(store: Store, text: str) -> None:
+    store.serving.mkdir(parents=True)
+    (store.serving / "tiny.json").write_text(text)
+    with pytest.raises(UserError, match=r"^serving/tiny\.json of the store is damaged"):
         read_served(store)
-    (store.runs / "run-1" / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"runs/run-1/run\.json of the store is damaged"):
+
+
+@pytest.mark.parametrize("text", ["{", "null", "{}", '{"created_at": "2026", "dataset": null}'])
+def test_nothing_goes_while_a_run_is_damaged(store: Store, text: str) -> None:
+    make_run(store, 1)
+    (store.runs / "run-1" / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"^runs/run-1/run\.json of the store is damaged"):
+        plan(store, References(), STRICT)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"lineage": null}', '{"lineage": []}'])
+def test_nothing_goes_while_a_manifest_is_damaged(store: Store, text: str) -> None:
+    (store.bundles / "abc").mkdir(parents=True)
+    (store.bundles / "abc" / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"^bundles/abc/manifest\.json of the store is damaged"):
         plan(store, References(), STRICT)
 
 
@@ -256,3 +273,26 @@ def test_the_command(settings: Settings) -> None:
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["removed"] == report["removable"]
     assert runs_in(store) == {"run-1", "run-3"}
+
+
+def test_the_command_with_another_mlflow(settings: Settings, tmp_path: Path) -> None:
+    store = Store(settings.store)
+    log = Tracking(settings).start_run("run-1", {}, {})
+    make_run(store, 1, mlflow_id=log.run_id)
+    make_run(store, 2, mlflow_id=log.run_id)
+    ask = ["gc", "--keep-runs", "1", "--older-than", "0d", "--yes", "--json"]
+    empty = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/empty.db"})
+    said = (
+        f"none of the store's 2 recorded runs is in MLflow at {empty.tracking_uri}; "
+        "check MLFLOW_TRACKING_URI"
+    )
+    database = tmp_path / "empty.db"
+    done = CliRunner().invoke(app, ask, env=empty.environment())
+    assert (type(done.exception), str(done.exception)) == (UserError, said)
+    assert not database.exists(), "gc made a registry"
+    assert Tracking(empty).models() == []
+    done = CliRunner().invoke(app, ask, env=empty.environment())
+    assert (type(done.exception), str(done.exception)) == (UserError, said)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT name FROM experiments").fetchall() == [("Default",)]
+    assert runs_in(store) == {"run-1", "run-2"}

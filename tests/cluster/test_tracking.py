@@ -1,5 +1,6 @@
 """The registry, on a real MLflow over SQLite."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,24 @@ def test_aliases_move(tracking: Tracking, tmp_path: Path) -> None:
     assert ("moving", listed) in tracking.models()
 
 
+def test_a_model_that_somebody_else_registered(
+    tracking: Tracking, module_settings: Settings, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = module_settings.tracking_uri
+    client = MlflowClient(uri, registry_uri=uri)
+    for name in ("bob's", "empty"):
+        client.create_registered_model(name)
+    client.create_model_version("bob's", source=tmp_path.as_uri())
+    own = tracking.register("own", write_bundle(tmp_path / "a"), run_id=None)
+    listed = dict(tracking.models())
+    assert [version.digest for version in listed["bob's"]] == [""]
+    assert (listed["empty"], listed["own"]) == ([], [own])
+    with pytest.raises(UserError, match=r'model name "bob\'s": use 1-64 letters'):
+        tracking.versions("bob's")
+
+
 @pytest.mark.parametrize(
     ("reference", "error", "message"),
     [
@@ -102,7 +121,10 @@ def test_a_bundle_is_fetched_once_and_verified(
     assert fetched.digest == bundle.digest
     assert fetched.path == Store(module_settings.store).bundles / bundle.digest
     changed_at = fetched.path.stat().st_mtime_ns
+    manifest = fetched.path / "manifest.json"
+    os.utime(manifest, (0, 0))
     assert tracking.fetch_bundle(version).path.stat().st_mtime_ns == changed_at
+    assert manifest.stat().st_mtime > 0, "gc would take it for old"
 
 
 def test_versions_of_one_run_keep_their_own_files(
@@ -170,6 +192,10 @@ def test_runs(tracking: Tracking, tmp_path: Path) -> None:
     assert run.seconds >= 0
     assert run in tracking.runs()
     assert len(tracking.runs(limit=1)) == 1
+    other = tracking.start_run("walk-2", {}, {})
+    assert tracking.running() & {"walk-1", "walk-2"} == {"walk-2"}
+    tracking._client.delete_run(other.run_id)
+    assert {log.run_id, other.run_id} <= tracking.run_ids(), "one that was deleted is known still"
 
 
 def test_a_run_goes_on(tracking: Tracking) -> None:
