@@ -22,11 +22,12 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from cluster.atomic import write_json_atomic
 from cluster.config import Frozen
 from cluster.dataset import ChannelStatistics, file_sha256
 from cluster.errors import BundleError, ConfigError
 from cluster.images import ImageSpec
-from cluster.store import Folder, Store, write_json_atomic
+from cluster.store import Folder, Store
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -229,7 +230,7 @@ def publish_bundle(store: Store, draft: Path) -> Bundle:
 
     Args:
         store: where bundles live.
-        draft: a folder on the store's disk, such as :func:`cluster.store.drafting` gives; it is
+        draft: a folder on the store's disk, such as :func:`cluster.atomic.drafting` gives; it is
             moved.
 
     Raises:

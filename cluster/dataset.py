@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from cluster.atomic import write_json_atomic
 from cluster.config import Frozen
 from cluster.errors import ConfigError, DataError, NotFoundError
 from cluster.images import ImageSpec
@@ -28,7 +29,7 @@ from cluster.shards import (
     write_split,
 )
 from cluster.splits import EncodedSplit, ImageSplit, Split, Storage, open_split
-from cluster.store import NAME_PATTERN, Folder, Store, write_json_atomic
+from cluster.store import NAME_PATTERN, Folder, Store
 
 __all__ = [
     "META_FILE",
@@ -172,7 +173,7 @@ def publish_dataset(store: Store, draft: Path) -> Dataset:
 
     Args:
         store: where data sets live.
-        draft: a folder on the store's disk, such as :func:`cluster.store.drafting` gives; it is
+        draft: a folder on the store's disk, such as :func:`cluster.atomic.drafting` gives; it is
             moved.
 
     Raises:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.atomic import write_json_atomic
 from cluster.errors import RaybridgeError, ResourceError, UserError
 from cluster.network import is_free
 from cluster.session import (
@@ -26,7 +27,7 @@ from cluster.session import (
     recorded_address,
 )
 from cluster.settings import Settings
-from cluster.store import Store, write_json_atomic
+from cluster.store import Store
 
 DEFAULT_PORT = 6379
 DEFAULT_DASHBOARD_PORT = 8265

@@ -22,13 +22,14 @@ import jinja2
 import yaml
 
 from cluster import ingress
+from cluster.atomic import write_text_atomic
 from cluster.bundle import Lineage
 from cluster.cli import Output
 from cluster.deployment import Deployment, shared_addresses
 from cluster.errors import UserError
 from cluster.retraining import Origin, read_origin
 from cluster.settings import Settings
-from cluster.store import Store, write_text_atomic
+from cluster.store import Store
 from cluster.tracking import ModelVersion, Tracking
 
 FILES = ("Dockerfile", "rayjob.yaml", "rayservice.yaml", "cluster.yaml")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.atomic import drafting
 from cluster.bundle import (
     MANIFEST_FILE,
     Bundle,
@@ -19,7 +20,7 @@ from cluster.bundle import (
 )
 from cluster.connection import RUN_TAG, Connection, asks, first_line, is_missing, is_outage
 from cluster.errors import BundleError, NotFoundError, RaybridgeError, UserError
-from cluster.store import check_name, drafting
+from cluster.store import check_name
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.atomic import locked
 from cluster.bundle import MANIFEST_FILE
 from cluster.dataset import META_FILE
 from cluster.errors import RaybridgeError
@@ -22,7 +23,7 @@ from cluster.inventory import (
     read_served,
 )
 from cluster.registry import ModelVersion
-from cluster.store import Folder, Store, locked
+from cluster.store import Folder, Store
 
 Kind = Literal["run", "checkpoints", "bundle", "data set", "leftover"]
 

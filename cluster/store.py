@@ -13,20 +13,18 @@ file is there that is put last, its marker.
 """
 
 import contextlib
-import errno
-import fcntl
-import json
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError, RaybridgeError, StoreError, UserError
+from cluster.atomic import locked, publishing, rename_new, write_json_atomic
+from cluster.errors import ConfigError, StoreError, UserError
 from cluster.remote import Remote, StoredFile
 from cluster.settings import locate_store
 
@@ -200,7 +198,7 @@ class Folder:
                     f"{self.remote.uri}: another host wrote {self.name} at the same moment; "
                     "try again"
                 )
-        _rename_new(draft, self.path, beside_remote=self.remote is not None)
+        rename_new(draft, self.path, beside_remote=self.remote is not None)
 
     def fetch(self, marker: str, check: Callable[[Path], object]) -> Path:
         """The path of a whole folder, of which an object store's is copied here once.
@@ -320,82 +318,3 @@ class Store:
             self.remote.list("serving")  # Tells more of what is wrong than writing does.
             self.remote.write(probe, b"")
             self.remote.delete(probe)
-
-
-@contextlib.contextmanager
-def drafting(parent: Path, name: str) -> Iterator[Path]:
-    """Yield an empty hidden folder in ``parent``, which is gone at the end unless it was moved."""
-    parent.mkdir(parents=True, exist_ok=True)
-    draft = parent / f".{name}.{secrets.token_hex(4)}.draft"
-    draft.mkdir()
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def publishing(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``target`` that becomes ``target`` if the block succeeds.
-
-    On any exception, an interrupt included, the folder is removed and ``target`` is untouched.
-
-    Raises:
-        FileExistsError: ``target`` exists.
-    """
-    with drafting(target.parent, target.name) as draft:
-        yield draft
-        _rename_new(draft, target)
-
-
-@contextlib.contextmanager
-def locked(file: Path, busy: RaybridgeError | None = None) -> Iterator[None]:
-    """Keep other processes out of the same block; the lock ends with the process in any case.
-
-    It holds between the processes of a node, and of nodes whose shared folder passes locks on.
-
-    Args:
-        file: made if need be, and left there.
-        busy: raised if another process is inside; without it, it is waited for.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            assert busy is not None
-            raise busy from None
-        yield
-
-
-def _rename_new(draft: Path, target: Path, *, beside_remote: bool = False) -> None:
-    """Rename a draft to what must not exist, or, of a copy, may have been made meanwhile."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        try:
-            draft.rename(target)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-    if not beside_remote:
-        raise FileExistsError(f"{target} exists already")
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{secrets.token_hex(4)}.draft"
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def write_json_atomic(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with :func:`write_text_atomic`."""
-    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=False) + "\n")

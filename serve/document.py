@@ -14,10 +14,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from cluster.atomic import locked
 from cluster.bundle import find_bundle
 from cluster.config import Frozen
 from cluster.errors import BundleError, ServingError, StoreError
-from cluster.store import Store, check_name, locked
+from cluster.store import Store, check_name
 from serve.config import ServeConfig
 
 REMOTE_PERIOD_S = 10.0

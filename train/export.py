@@ -14,6 +14,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
+from cluster.atomic import drafting, write_json_atomic
 from cluster.bundle import (
     INPUT_NAME,
     MODEL_FILE,
@@ -35,7 +36,7 @@ from cluster.dataset import Dataset, ImageSplit, Split
 from cluster.errors import BundleError, CheckpointError
 from cluster.runtime import OnnxRuntimeSession, Session, open_session
 from cluster.stats import reference_statistics
-from cluster.store import Store, check_name, drafting, write_json_atomic
+from cluster.store import Store, check_name
 from train.config import FileConfig, ModelConfig, SourceConfig
 from train.data.loader import shard_batches
 from train.loop import predict_shard

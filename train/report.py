@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cluster.atomic import write_text_atomic
 from cluster.dataset import Dataset
 from cluster.errors import NotFoundError
 from cluster.runtime import softmax
-from cluster.store import write_text_atomic
 from train.config import TrainConfig
 from train.metrics import Evaluation, worst_mistakes
 from train.models.check import describe_model

@@ -13,12 +13,13 @@ import numpy.typing as npt
 import safetensors.numpy
 from torch import nn
 
+from cluster.atomic import drafting, locked
 from cluster.bundle import SourceFile
 from cluster.config import Frozen
 from cluster.dataset import Dataset, SplitName
 from cluster.errors import DataError, NotFoundError
 from cluster.provenance import code_commit, library_versions
-from cluster.store import Folder, Store, check_name, drafting, locked
+from cluster.store import Folder, Store, check_name
 from train.config import OnnxConfig, SourceConfig, TrainConfig
 from train.metrics import Evaluation
 from train.models.file import read_source

@@ -18,8 +18,8 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
+from cluster.atomic import write_text_atomic
 from cluster.errors import UserError
-from cluster.store import write_text_atomic
 from serve.load.histogram import Histogram
 from serve.load.tally import LoadResult, Second
 

@@ -6,12 +6,13 @@ import time
 from datasets import write_dataset
 from stored import make_bundle, make_run, registered
 
+from cluster.atomic import locked
 from cluster.dataset import dataset_versions
 from cluster.inventory import read_bundles
 from cluster.leftovers import DAY_S
 from cluster.removal import carry_out
 from cluster.retention import Policy, References, plan
-from cluster.store import Store, locked
+from cluster.store import Store
 from cluster.tracking import ModelVersion
 
 STRICT = Policy(keep_runs=1, older_than_s=0, datasets=True)

@@ -15,6 +15,7 @@ from stored import make_bundle, make_run, registered
 from typer.testing import CliRunner
 
 from cluster.__main__ import app
+from cluster.atomic import locked
 from cluster.dataset import dataset_versions
 from cluster.errors import UserError
 from cluster.inventory import read_served
@@ -23,7 +24,7 @@ from cluster.remote import Remote
 from cluster.removal import carry_out
 from cluster.retention import Plan, Policy, References, parse_age, plan
 from cluster.settings import Settings
-from cluster.store import Store, locked
+from cluster.store import Store
 from cluster.tracking import Tracking
 
 STRICT = Policy(keep_runs=1, older_than_s=0, datasets=True)

@@ -9,16 +9,10 @@ from pathlib import Path
 import pytest
 from harness import ROOT
 
+from cluster.atomic import locked, publishing, write_json_atomic, write_text_atomic
 from cluster.errors import ConfigError, UserError
 from cluster.settings import Settings
-from cluster.store import (
-    Store,
-    check_name,
-    locked,
-    publishing,
-    write_json_atomic,
-    write_text_atomic,
-)
+from cluster.store import Store, check_name
 
 
 def names(folder: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cluster.atomic import drafting
 from cluster.dataset import (
     ChannelStatistics,
     Dataset,
@@ -14,7 +15,7 @@ from cluster.dataset import (
     write_split,
 )
 from cluster.images import ImageSpec
-from cluster.store import Store, drafting
+from cluster.store import Store
 
 IMAGE = ImageSpec(height=3, width=5, channels=3)
 CLASS_NAMES = ("cat", "dog")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from cluster.atomic import drafting
 from cluster.bundle import Bundle
 from cluster.dataset import (
     SPLITS,
@@ -18,7 +19,7 @@ from cluster.dataset import (
 )
 from cluster.session import connect
 from cluster.settings import Settings
-from cluster.store import Store, drafting
+from cluster.store import Store
 from cluster.tracking import Tracking
 from train.data.ingest import ingest
 from train.data.sources.recognize import read_source

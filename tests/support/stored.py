@@ -4,8 +4,9 @@ import json
 
 from bundles import write_bundle
 
+from cluster.atomic import drafting
 from cluster.bundle import Bundle, publish_bundle
-from cluster.store import Store, drafting
+from cluster.store import Store
 from cluster.tracking import ModelVersion
 
 

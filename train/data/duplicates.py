@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from cluster.atomic import write_json_atomic
 from cluster.config import Frozen
 from cluster.dataset import SPLITS, SplitName
 from cluster.errors import DataError
-from cluster.store import Folder, write_json_atomic
+from cluster.store import Folder
 from train.data.fingerprints import THUMBNAIL_SHAPE, THUMBNAIL_SIDE, Fingerprints
 
 CHECKS_FILE = "checks.json"

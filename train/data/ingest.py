@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.atomic import drafting
 from cluster.dataset import (
     SPLITS,
     ChannelStatistics,
@@ -28,7 +29,7 @@ from cluster.dataset import (
 )
 from cluster.errors import ConfigError, DataError, NotFoundError
 from cluster.images import ImageSpec
-from cluster.store import Store, check_name, drafting
+from cluster.store import Store, check_name
 from train.data.contact_sheet import CONTACT_SHEET, write_contact_sheet
 from train.data.duplicates import check_data, write_checks
 from train.data.fingerprints import write_fingerprints
