@@ -15,6 +15,8 @@ CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 TORCH := torch==2.14.1 torchvision==0.29.1
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Tests without a cluster have no part in one another; those on one share it, and its CPUs.
+PARALLEL := --numprocesses auto --dist loadfile
 # What demo needs: the development environment serves as well, if there is one.
 RUNTIME = $(if $(wildcard $(DEV)),$(DEV),$(CORE))
 
@@ -32,10 +34,11 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m unit
+	$(BIN)/pytest -q -m unit $(PARALLEL)
 
 test: $(DEV)
-	$(BIN)/pytest
+	$(BIN)/pytest -m unit $(PARALLEL)
+	$(BIN)/pytest -m "not unit"
 
 bench: $(DEV)
 	$(BIN)/python tests/benchmarks/run.py

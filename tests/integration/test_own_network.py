@@ -54,11 +54,12 @@ class Project:
         return run_command(
             [
                 *(str(Path(sys.executable).with_name("ray")), "job", "submit"),
-                *("--address", self._address, "--working-dir", "."),
+                *("--working-dir", "."),
                 *("--runtime-env-json", f'{{"env_vars":{{{environment}}}}}', "--"),
                 *(sys.executable, "-m", *args),
             ],
-            env={"RAY_AUTH_MODE": "token"},
+            # What `cluster up` prints, for Ray's own commands.
+            env={"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": self._address},
             cwd=self.folder,
         )
 
@@ -82,7 +83,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(project: Project, photos: Path, run_cli: RunCli) -> CliResult:
     """A run named ``own``, made by a job; then the network's file is removed."""
     ingested = run_cli(
-        *("train", "ingest", str(photos), "--name", "photos", "--size", "8"),
+        *("train", "ingest", str(photos), "--name", "odd-photos", "--size", "8"),
         env=project.variables,
         cwd=project.folder,
     )
@@ -92,7 +93,7 @@ def trained(project: Project, photos: Path, run_cli: RunCli) -> CliResult:
     # Of three classes, as if it had been trained on other data.
     torch.save(build_from_file(own, (3, 8, 8), 3).state_dict(), weights)
     job = project.job(
-        *("train", "fit", "digits", "--data", "photos", "--model", "my_net.py:build"),
+        *("train", "fit", "digits", "--data", "odd-photos", "--model", "my_net.py:build"),
         *("--set", "model.options.width=6", "--pretrained", "first.pth", "--name", "own"),
         *("--set", "normalize=half", "--set", "epochs=1", "--set", "batch_size=16"),
         *("--workers", "2"),

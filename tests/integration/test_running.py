@@ -40,6 +40,8 @@ class Machine:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": "",
             "RAY_ADDRESS": "",
+            # A head that is told to end waits this long for work to move to other nodes.
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         }
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI"):
             os.environ.pop(name, None)
