@@ -36,11 +36,17 @@ _FOREIGN_VARIABLES = (
 )
 
 
+# Fixtures that start a program: what uses them is not among the fast tests.
+PROGRAMS = frozenset({"run_cli", "s3", "mlflow_address"})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by the folder it stands in."""
+    """Mark every test by the folder it stands in, and by whether it starts programs."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         item.add_marker(FOLDER_MARKERS.get(folder, "unit"))
+        if PROGRAMS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("program")
 
 
 @pytest.hookimpl(trylast=True)
