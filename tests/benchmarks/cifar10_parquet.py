@@ -68,7 +68,11 @@ def main() -> None:
         },
         command=f"python tests/benchmarks/cifar10_parquet.py FOLDER --ingests {options.ingests} "
         f"--seeds {options.seeds}",
-        details={"ingest_s": ingests, "fits": fits, "asked": asked},
+        details={
+            "ingest_s": ingests,
+            "fits": [{**run, "bundle": Path(run["bundle"]).name} for run in fits],
+            "asked": asked,
+        },
     )
     print(file.read_text("utf-8"))
 
