@@ -44,7 +44,9 @@ Crop = Callable[[int, int], Box]
 class ImageError(DataError):
     """An image that cannot be used; ``reason`` lets a server choose its status code."""
 
-    def __init__(self, message: str, reason: Literal["size", "format", "content"]) -> None:
+    def __init__(
+        self, message: str, reason: Literal["size", "format", "content", "unlike"]
+    ) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -71,6 +73,7 @@ def decode_image(
     *,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
+    accept: Callable[["ImageHeader"], bool] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode an encoded image to what a person would see, at the size that a model takes.
 
@@ -83,16 +86,19 @@ def decode_image(
         spec: the target size, channels and way of resizing.
         max_bytes: refuse more encoded bytes than this.
         max_pixels: refuse a larger frame than this, before it is decoded.
+        accept: told of its header before it is decoded; whether to go on.
 
     Returns:
         uint8 ``[channels, height, width]``.
 
     Raises:
-        ImageError: too large (``size``), not an image of an allowed format (``format``), or
-            damaged (``content``).
+        ImageError: too large (``size``), not an image of an allowed format (``format``), damaged
+            (``content``), or not accepted (``unlike``).
     """
     _check_bytes(data, max_bytes)
     with _opened(io.BytesIO(data), max_pixels) as image:
+        if accept is not None and not accept(_header(image)):
+            raise ImageError("not what was expected", "unlike")
         return _to_array(_fit(_load_upright(image, spec.channels), spec))
 
 
@@ -157,9 +163,7 @@ def read_header(source: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> ImageHeade
         ImageError: as :func:`decode_image`, as far as the header shows it.
     """
     with _opened(source, max_pixels) as image:
-        width, height = _upright_size(image)
-        gray = image.mode in _GRAY_MODES or image.mode.startswith("I;16")
-        return ImageHeader(width, height, 1 if gray else 3)
+        return _header(image)
 
 
 def fit_pixels(pixels: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.uint8]:
@@ -227,6 +231,12 @@ def _load_upright(image: Image.Image, channels: int) -> Image.Image:
     if not _ORIENTATION_KEYS.isdisjoint(image.info):
         ImageOps.exif_transpose(image, in_place=True)
     return _to_mode(image, channels)
+
+
+def _header(image: Image.Image) -> ImageHeader:
+    width, height = _upright_size(image)
+    gray = image.mode in _GRAY_MODES or image.mode.startswith("I;16")
+    return ImageHeader(width, height, 1 if gray else 3)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

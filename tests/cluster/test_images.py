@@ -155,7 +155,7 @@ def test_ways_of_resizing_a_wide_image() -> None:
 
 def reason(data: bytes, **limits: int) -> tuple[str, str]:
     with pytest.raises(ImageError) as error:
-        decode_image(data, RGB, **limits)
+        decode_image(data, RGB, **limits)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
     return error.value.reason, str(error.value)
 

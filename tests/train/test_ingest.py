@@ -1,8 +1,11 @@
 """From a source to a data set: what is kept is what a person sees, and nothing else is."""
 
 import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ from pictures import encode, picture, write_class_folders, write_parquet
 from PIL import Image
 
 from cluster.dataset import SPLITS, Dataset, EncodedSplit, Split, dataset_versions
+from cluster.errors import DataError
 from cluster.images import ImageSpec
 from cluster.store import Folder, Store
+from train.data import ingest as ingest_module
 from train.data.contact_sheet import CONTACT_SHEET
 from train.data.duplicates import read_checks
 from train.data.ingest import ingest
@@ -21,6 +26,10 @@ from train.data.options import IngestOptions, Silent, parse_size
 from train.data.sources.recognize import read_source
 from train.data.sources.source import Part, PixelPictures, Source
 from train.data.splitting import assign_splits
+from train.data.workers import Workers
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +168,40 @@ def test_gray_files_are_kept_gray(tmp_path: Path, store: Store) -> None:
     assert ingest(store, read_source(str(folder)), "pets").meta.image.channels == 1
     (folder / "cat" / "color.png").write_bytes(encode(picture(0)))
     assert ingest(store, read_source(str(folder)), "pets").meta.image.channels == 3
+
+
+class Others(Workers):
+    """Processes that are there from the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__(2, patience_s=0.0)
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Generator[R]:
+        while self._running_pool(function, 0.0) is None:
+            time.sleep(0.01)
+        return super().map(function, tasks)
+
+
+@pytest.mark.parametrize("workers", [Others, partial(Workers, 1)])
+def test_one_that_is_unlike_the_first_is_noticed_wherever_it_is(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, workers: object
+) -> None:
+    monkeypatch.setattr(ingest_module, "Workers", workers)
+    folder = write_class_folders(tmp_path / "pets", per_class=1000, mode="L")
+    (folder / "dog" / "last.png").write_bytes(encode(picture(9999, mode="RGB")))
+    source = read_source(str(folder))
+    dataset = ingest(store, source, "found")
+    assert dataset.meta.image == ImageSpec(height=8, width=8, channels=3)
+    told = ingest(store, source, "told", IngestOptions(size=(8, 8), channels=3))
+    assert dataset.meta.digest == told.meta.digest
+    dataset.verify()
+    (folder / "dog" / "last.png").write_bytes(encode(picture(9999, (9, 8))))
+    with pytest.raises(DataError, match=r"2 sizes: 8x8 \(2000\), 9x8 \(1\); choose"):
+        ingest(store, source, "refused")
+    (folder / "cat" / "0000.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="of 2 sizes"):
+        ingest(store, source, "refused")
+    assert leftovers(store) == []
 
 
 @pytest.mark.parametrize(

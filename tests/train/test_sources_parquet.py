@@ -63,7 +63,7 @@ def test_paths_where_there_are_no_bytes(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(pngs(1)[0])
     paths: list[str | None] = ["x.png", None]
     file = write_parquet(tmp_path / "a.parquet", [None, *pngs(1)], [0, 1], paths=paths)
-    assert all_pictures(read_source(str(file))) == [tmp_path / "x.png", *pngs(1)]
+    assert all_pictures(read_source(str(file))) == [str(tmp_path / "x.png"), *pngs(1)]
 
 
 def test_labels_without_class_names(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_column_of_paths_may_be_named_beside_images(tmp_path: Path) -> None:
     columns = {"img": pngs(2), "where": ["a.png", "b.png"], "label": ["cat", "dog"], "id": [1, 2]}
     pq.write_table(pa.table(columns), file)
     source = read_source(str(file), image_column="where")
-    assert all_pictures(source) == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert all_pictures(source) == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     says = f"--image-column id: {file} has int64; images are bytes, or paths as text"
     with pytest.raises(DataError, match=f"^{says}$"):
         read_source(str(file), image_column="id")

@@ -25,7 +25,7 @@ def test_a_csv_of_paths_labels_and_splits(tmp_path: Path) -> None:
     assert source.parts["train"].labels.tolist() == [1, 0]
     assert source.parts["val"].pictures.name(0) == "a, b.png"
     (chunk,) = source.parts["train"].pictures.chunks()
-    assert list(chunk) == [tmp_path / "images" / "1.png"] * 2
+    assert list(chunk) == [str(tmp_path / "images" / "1.png")] * 2
 
 
 def test_tabs_and_numbers(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """One function over many tasks, in this process and in others."""
 
+import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,8 +21,14 @@ def square_here(number: int) -> tuple[int, int]:
     return number * number, os.getpid()
 
 
-def kill_self(number: int) -> int:
-    if number == 5:
+def square_slowly(number: int) -> tuple[int, int]:
+    time.sleep(0.01)
+    return square_here(number)
+
+
+def kill_others(number: int) -> int:
+    time.sleep(0.01)
+    if multiprocessing.parent_process() is not None:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
@@ -41,19 +49,42 @@ def test_more_work_is_done_by_others_in_order_and_not_ahead_of_its_reader() -> N
 
     def tasks() -> Iterator[int]:
         nonlocal drawn
-        for number in range(100):
+        for number in range(1000):
             drawn += 1
             yield number
 
     with Workers(2, patience_s=0.0) as workers:
-        results = workers.map(square_here, tasks())
-        first = [next(results) for _ in range(3)]
-        assert drawn < 20
-        squares, processes = zip(*first, *results, strict=True)
-        assert squares == tuple(number * number for number in range(100))
-        assert os.getpid() not in processes
+        results = workers.map(square_slowly, tasks())
+        seen = [next(results)]
+        while seen[-1][1] == os.getpid():
+            seen.append(next(results))
+        assert drawn < len(seen) + 20
+        squares, processes = zip(*seen, *results, strict=True)
+        assert squares == tuple(number * number for number in range(1000))
+        # This one worked until the others were there, and not any more.
+        others = processes[len(seen) - 1 :]
+        assert os.getpid() not in others
         # A second map uses the same processes.
-        assert {process for _, process in workers.map(square_here, range(9))} <= set(processes)
+        assert {process for _, process in workers.map(square_here, range(9))} <= set(others)
+
+
+def append_later(number: int, file: str = "") -> None:
+    time.sleep(0.1)
+    with Path(file).open("a") as log:
+        log.write(f"{number}\n")
+
+
+def test_a_map_that_is_given_up_leaves_nothing_running(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    with Workers(2, patience_s=0.0) as workers:
+        list(workers.map(square_slowly, range(1000)))
+        results = workers.map(functools.partial(append_later, file=str(log)), range(100))
+        next(results)
+        results.close()
+        written = log.read_text()
+        time.sleep(0.5)
+        assert log.read_text() == written
 
 
 def test_what_a_task_raises_arrives() -> None:
@@ -66,15 +97,16 @@ def test_a_killed_process_is_told() -> None:
         Workers(2, patience_s=0.0) as workers,
         pytest.raises(RaybridgeError, match="a decoding process was killed"),
     ):
-        list(workers.map(kill_self, range(100)))
+        list(workers.map(kill_others, range(10_000)))
 
 
 SLOW = """
-import os, time
+import multiprocessing, os, time
 from train.data.workers import Workers
 
 def slow(number):
-    os.write(1, b"%d\\n" % os.getpid())
+    if multiprocessing.parent_process() is not None:
+        os.write(1, b"%d\\n" % os.getpid())
     time.sleep(0.2)
 
 if __name__ == "__main__":

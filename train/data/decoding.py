@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -28,11 +27,29 @@ from train.data.sources.source import CHUNK_BYTES, Part, Payload
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """What images have in common, if a look at one of them told what all become."""
+
+    size: tuple[int, int] | None
+    """Width and height; None if they may differ."""
+    gray: bool
+    """Whether all must be gray."""
+
+    def holds(self, header: ImageHeader) -> bool:
+        """Whether an image is like this."""
+        return self.size in (None, (header.width, header.height)) and not (
+            self.gray and header.channels == 3
+        )
+
+
+@dataclass(frozen=True)
 class DecodeTask:
     """A chunk of one part, and where its images go."""
 
     payload: Payload
     spec: ImageSpec
+    likeness: Likeness | None
+    """What the spec takes for granted."""
     codes: npt.NDArray[np.int8]
     """int8 ``[n]``: each image's split, as an index of SPLITS."""
     places: npt.NDArray[np.int64]
@@ -48,6 +65,8 @@ class Decoded:
 
     bad: tuple[tuple[int, str], ...]
     """Row in the chunk, and the reason."""
+    unlike: bool
+    """Whether one is not what the spec takes for granted; nothing else holds then."""
     sums: npt.NDArray[np.int64]
     """int64 ``[n, channels]``: the sum of each image's bytes."""
     squares: npt.NDArray[np.int64]
@@ -59,6 +78,7 @@ class Decoded:
 def decode_tasks(
     part: Part,
     spec: ImageSpec,
+    likeness: Likeness | None,
     codes: npt.NDArray[np.int8],
     places: npt.NDArray[np.int64],
     pixels: Mapping[SplitName, Scratch],
@@ -72,7 +92,7 @@ def decode_tasks(
             payload = chunk[start : start + most]
             rows = slice(row, row + len(payload))
             row = rows.stop
-            yield DecodeTask(payload, spec, codes[rows], places[rows], pixels, thumbnails)
+            yield DecodeTask(payload, spec, likeness, codes[rows], places[rows], pixels, thumbnails)
 
 
 def decode_chunk(task: DecodeTask) -> Decoded:
@@ -81,7 +101,7 @@ def decode_chunk(task: DecodeTask) -> Decoded:
     Raises:
         OSError: they cannot be written.
     """
-    images, bad = _decode(task.payload, task.spec)
+    images, bad, unlike = _decode(task.payload, task.spec, task.likeness)
     prints = fingerprint(images)
     for code in np.unique(task.codes):
         chosen = task.codes == code
@@ -90,11 +110,13 @@ def decode_chunk(task: DecodeTask) -> Decoded:
         if split in task.pixels:
             task.pixels[split].write(first, images[chosen])
         task.thumbnails[split].write(first, prints.thumbnails[chosen])
-    flat = images.reshape(*images.shape[:2], -1)
+    # Sums over one row of at most 4096 bytes fit into 32 bits, which is quicker.
+    squares = np.einsum("nchw,nchw->nch", images, images, dtype=np.uint32)
     return Decoded(
         bad,
-        flat.sum(2, dtype=np.int64),
-        np.einsum("ncp,ncp->nc", flat, flat, dtype=np.int64),
+        unlike,
+        images.sum(3, dtype=np.uint32).sum(2, dtype=np.int64),
+        squares.sum(2, dtype=np.int64),
         prints.digests,
         prints.hashes,
     )
@@ -105,38 +127,46 @@ def read_headers(payload: Payload) -> list[ImageHeader | str]:
     return [_read_header(picture) for picture in payload]
 
 
-def encoded_bytes(picture: bytes | Path | npt.NDArray[np.uint8]) -> bytes:
+def encoded_bytes(picture: bytes | str | npt.NDArray[np.uint8]) -> bytes:
     """An image as it is kept encoded: as it was found, or, of pixels, as PNG."""
     return encode_png(picture) if isinstance(picture, np.ndarray) else _read(picture)
 
 
 def _decode(
-    payload: Payload, spec: ImageSpec
-) -> tuple[npt.NDArray[np.uint8], tuple[tuple[int, str], ...]]:
+    payload: Payload, spec: ImageSpec, likeness: Likeness | None
+) -> tuple[npt.NDArray[np.uint8], tuple[tuple[int, str], ...], bool]:
     if isinstance(payload, np.ndarray) and payload.shape[1:] == spec.shape:
-        return payload, ()
+        return payload, (), False
     images = np.zeros((len(payload), *spec.shape), np.uint8)
+    accept = None if likeness is None else likeness.holds
     bad = []
     for row, picture in enumerate(payload):
         try:
             if isinstance(picture, np.ndarray):
+                if accept is not None and not accept(_header_of_pixels(picture)):
+                    return images, (), True
                 images[row] = fit_pixels(picture, spec)
             else:
                 images[row] = decode_image(
-                    _read(picture), spec, max_bytes=OWN_MAX_BYTES, max_pixels=OWN_MAX_PIXELS
+                    _read(picture),
+                    spec,
+                    max_bytes=OWN_MAX_BYTES,
+                    max_pixels=OWN_MAX_PIXELS,
+                    accept=accept,
                 )
         except ImageError as error:
+            if error.reason == "unlike":
+                return images, (), True
             bad.append((row, str(error)))
         except OSError as error:
             bad.append((row, error.strerror or str(error)))
-    return images, tuple(bad)
+    return images, tuple(bad), False
 
 
-def _read_header(picture: bytes | Path | npt.NDArray[np.uint8]) -> ImageHeader | str:
+def _read_header(picture: bytes | str | npt.NDArray[np.uint8]) -> ImageHeader | str:
     try:
         if isinstance(picture, np.ndarray):
-            channels, height, width = picture.shape
-            return ImageHeader(width, height, 1 if channels == 1 else 3)
+            return _header_of_pixels(picture)
         if isinstance(picture, bytes):
             return read_header(io.BytesIO(picture), max_pixels=OWN_MAX_PIXELS)
         with _open(picture) as file:
@@ -147,7 +177,12 @@ def _read_header(picture: bytes | Path | npt.NDArray[np.uint8]) -> ImageHeader |
         return error.strerror or str(error)
 
 
-def _read(picture: bytes | Path) -> bytes:
+def _header_of_pixels(picture: npt.NDArray[np.uint8]) -> ImageHeader:
+    channels, height, width = picture.shape
+    return ImageHeader(width, height, 1 if channels == 1 else 3)
+
+
+def _read(picture: bytes | str) -> bytes:
     if isinstance(picture, bytes):
         return picture
     with _open(picture) as file:
@@ -157,8 +192,8 @@ def _read(picture: bytes | Path) -> bytes:
         return file.read()
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: str) -> BinaryIO:
     try:
-        return path.open("rb")
+        return open(path, "rb")
     except ValueError as error:
         raise ImageError(f"not the name of a file: {error}", "content") from None

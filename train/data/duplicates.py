@@ -5,6 +5,7 @@ two labels cannot be learned. Both are told, neither is changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cluster.dataset import SPLITS, SplitName
 from cluster.errors import DataError
 from cluster.store import Folder
 from train.data.fingerprints import THUMBNAIL_SHAPE, THUMBNAIL_SIDE, Fingerprints
+from train.data.workers import usable_cpus
 
 CHECKS_FILE = "checks.json"
 MAX_EXAMPLES = 20
@@ -196,15 +198,26 @@ def _near_twins(rows: _Rows) -> _Found:
 
     Two hashes that differ in at most three of 64 bits are the same in one of four bands of 16, so
     images are compared with their neighbours in the order of each band. A band that more than 64
-    images share (of plain backgrounds, say) is compared within that distance only.
+    images share (of plain backgrounds, say) is compared within that distance only. A thread takes
+    a band: numpy lets others run while it works.
     """
     _, first = np.unique(rows.digests, return_index=True)
     first = np.sort(first)
+    with ThreadPoolExecutor(usable_cpus()) as threads:
+        found = list(threads.map(lambda band: _near_in_band(rows, first, band), range(_BANDS)))
+    pairs = np.concatenate([part.examples for part in found])
+    return _Found(
+        np.logical_or.reduce([part.twins for part in found]),
+        _examples(rows, np.unique(pairs, axis=0)),
+    )
+
+
+def _near_in_band(rows: _Rows, first: npt.NDArray[np.int64], band: int) -> _Found:
     hashes = rows.hashes[first]
     # Of many images that are all alike there are many pairs: they are not kept.
     twins = np.zeros((len(rows.digests), len(SPLITS)), bool)
     examples = np.empty((0, 2), np.int64)
-    for one, other in _neighbours(hashes):
+    for one, other in _neighbours(hashes, band):
         close = np.flatnonzero(np.bitwise_count(hashes[one] ^ hashes[other]) <= MAX_BITS)
         for start in range(0, len(close), _BLOCK):
             block = close[start : start + _BLOCK]
@@ -213,23 +226,24 @@ def _near_twins(rows: _Rows) -> _Found:
             pairs = pairs[_alike(*coarse, _MIN_COARSE_CORRELATION)]
             fine = _thumbnails(rows, pairs[:, 0]), _thumbnails(rows, pairs[:, 1])
             pairs = pairs[_alike(*fine, MIN_CORRELATION)]
-            twins[pairs[:, 1], rows.codes[pairs[:, 0]]] = True
-            examples = _examples(rows, np.unique(np.concatenate([examples, pairs]), axis=0))
+            if len(pairs):
+                twins[pairs[:, 1], rows.codes[pairs[:, 0]]] = True
+                examples = _examples(rows, np.unique(np.concatenate([examples, pairs]), axis=0))
     return _Found(twins, examples)
 
 
 def _neighbours(
-    hashes: npt.NDArray[np.uint64],
+    hashes: npt.NDArray[np.uint64], band: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    for band in range(_BANDS):
-        keys = (hashes >> np.uint64(band * _BAND_BITS)) & np.uint64(2**_BAND_BITS - 1)
-        order = np.lexsort((hashes, keys))
-        keys = keys[order]
-        for distance in range(1, _NEIGHBOURS + 1):
-            same = np.flatnonzero(keys[distance:] == keys[:-distance])
-            if not len(same):
-                break
-            yield order[same], order[same + distance]
+    """Pairs of hashes that have a band in common."""
+    keys = (hashes >> np.uint64(band * _BAND_BITS)) & np.uint64(2**_BAND_BITS - 1)
+    order = np.lexsort((hashes, keys))
+    keys = keys[order]
+    for distance in range(1, _NEIGHBOURS + 1):
+        same = np.flatnonzero(keys[distance:] == keys[:-distance])
+        if not len(same):
+            break
+        yield order[same], order[same + distance]
 
 
 def _coarse(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -254,18 +268,20 @@ def _alike(
     one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], min_correlation: float
 ) -> npt.NDArray[np.bool_]:
     """Whether pictures, uint8 ``[n, cells]``, are the same, light and contrast aside."""
-    a, b = one.astype(np.float32), other.astype(np.float32)
-    mean_a, mean_b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)
-    a -= mean_a
-    b -= mean_b
+    cells = one.shape[1]
+
+    def product(x: npt.NDArray[np.uint8], y: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        # Exact: 256 * 255 * 255 is below 2**24.
+        dot: npt.NDArray[np.float32] = np.einsum("nc,nc->n", x, y, dtype=np.float32)
+        return dot.astype(np.float64)
+
+    sum_a, sum_b = (x.sum(1, dtype=np.uint32).astype(np.float64) for x in (one, other))
     # One level of noise in every cell, so that flat pictures are compared by their light alone.
-    noise = a.shape[1]
-    product, size_a, size_b = (
-        np.einsum("nc,nc->n", x, y) + noise for x, y in ((a, b), (a, a), (b, b))
-    )
-    light = np.abs(mean_a - mean_b)[:, 0]
-    alike: npt.NDArray[np.bool_] = (product >= min_correlation * np.sqrt(size_a * size_b)) & (
-        light <= MAX_LIGHT_DIFFERENCE
+    covariance = product(one, other) - sum_a * sum_b / cells + cells
+    size_a = product(one, one) - sum_a * sum_a / cells + cells
+    size_b = product(other, other) - sum_b * sum_b / cells + cells
+    alike: npt.NDArray[np.bool_] = (covariance >= min_correlation * np.sqrt(size_a * size_b)) & (
+        np.abs(sum_a - sum_b) <= MAX_LIGHT_DIFFERENCE * cells
     )
     return alike
 

@@ -52,8 +52,11 @@ def fingerprint(images: npt.NDArray[np.uint8]) -> Fingerprints:
         for image in images
     ]
     _, channels, height, width = images.shape
-    weights = _LUMA if channels == 3 else np.ones(1, np.float32)
-    gray: npt.NDArray[np.float32] = np.einsum("nchw,c->nhw", images, weights)
+    gray: npt.NDArray[np.float32] = (
+        np.einsum("nchw,c->nhw", images, _LUMA)
+        if channels == 3
+        else images[:, 0].astype(np.float32)
+    )
     side = _averages(height, THUMBNAIL_SIDE), _averages(width, THUMBNAIL_SIDE)
     thumbnails = np.rint(side[0] @ gray @ side[1].T).astype(np.uint8)
     return Fingerprints(

@@ -1,5 +1,6 @@
 """A whole source, decoded into scratch files: what is kept of it, and what is not."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from cluster.dataset import SPLITS, Dataset, SplitName, Storage
 from cluster.errors import DataError
 from cluster.images import ImageSpec
-from train.data.decoding import decode_chunk, decode_tasks
+from train.data.decoding import Likeness, decode_chunk, decode_tasks
 from train.data.fingerprints import (
     THUMBNAIL_SHAPE,
     Fingerprints,
@@ -39,6 +40,10 @@ class BadImagesError(DataError):
             "mend them, or leave them out with --on-bad skip"
         )
         self.details = {"bad": [{"image": name, "reason": reason} for name, reason in bad]}
+
+
+class UnlikeImagesError(Exception):
+    """An image is not what the spec takes for granted of all."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Gatherer:
         source: what to decode.
         assignment: the split of each of its images.
         spec: what images become.
+        likeness: what the spec takes for granted of all images.
         storage: whether pixels are gathered, or only what is known of them.
         parent: the version that is added to.
         folder: where the files go; whoever made it removes it.
@@ -105,6 +111,7 @@ class Gatherer:
         source: Source,
         assignment: Assignment,
         spec: ImageSpec,
+        likeness: Likeness | None,
         storage: Storage,
         parent: Dataset | None,
         folder: Path,
@@ -112,6 +119,7 @@ class Gatherer:
         self._source = source
         self._assignment = assignment
         self._spec = spec
+        self._likeness = likeness
         self._parent = parent
         self._old = {
             split: parent.meta.splits[split].rows if parent and split in parent.meta.splits else 0
@@ -146,6 +154,7 @@ class Gatherer:
 
         Raises:
             BadImagesError: images cannot be decoded, and they are not to be skipped.
+            UnlikeImagesError: the likeness does not hold.
             OSError: the disk is full.
         """
         for file in (*self._thumbnails.values(), *self._pixels.values()):
@@ -212,17 +221,23 @@ class Gatherer:
             np.zeros(len(part), np.uint64),
             np.zeros(len(part), bool),
         )
-        tasks = decode_tasks(part, self._spec, codes, places, self._pixels, self._thumbnails)
+        tasks = decode_tasks(
+            part, self._spec, self._likeness, codes, places, self._pixels, self._thumbnails
+        )
         row = 0
-        for decoded in workers.map(decode_chunk, tasks):
-            block = slice(row, row + len(decoded.digests))
-            rows.sums[block], rows.squares[block] = decoded.sums, decoded.squares
-            rows.digests[block], rows.hashes[block] = decoded.digests, decoded.hashes
-            for index, reason in decoded.bad:
-                rows.bad[row + index] = True
-                bad.append((part.pictures.name(row + index), reason))
-            row = block.stop
-            watcher.advance("decoding", done + row, len(self._source))
+        # Closed, so that no task of a failed attempt writes into the files of the next.
+        with contextlib.closing(workers.map(decode_chunk, tasks)) as chunks:
+            for decoded in chunks:
+                if decoded.unlike:
+                    raise UnlikeImagesError
+                block = slice(row, row + len(decoded.digests))
+                rows.sums[block], rows.squares[block] = decoded.sums, decoded.squares
+                rows.digests[block], rows.hashes[block] = decoded.digests, decoded.hashes
+                for index, reason in decoded.bad:
+                    rows.bad[row + index] = True
+                    bad.append((part.pictures.name(row + index), reason))
+                row = block.stop
+                watcher.advance("decoding", done + row, len(self._source))
         return rows
 
     def _known(

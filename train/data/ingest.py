@@ -1,11 +1,11 @@
 """Source to data set: decide, decode, write, check, and make it visible at once."""
 
+import contextlib
 import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,13 +31,14 @@ from cluster.errors import ConfigError, DataError, NotFoundError
 from cluster.images import ImageSpec
 from cluster.store import Store, check_name
 from train.data.contact_sheet import CONTACT_SHEET, write_contact_sheet
+from train.data.decoding import Likeness
 from train.data.duplicates import check_data, write_checks
 from train.data.fingerprints import write_fingerprints
-from train.data.gathering import Gathered, Gatherer, Gathering
+from train.data.gathering import Gathered, Gatherer, Gathering, UnlikeImagesError
 from train.data.options import IngestOptions, Silent, Watcher
-from train.data.sizing import choose_spec, choose_storage
+from train.data.sizing import choose_spec, choose_storage, guess_spec
 from train.data.sources.source import Part, Source, check_source, shorten
-from train.data.splitting import assign_splits, check_classes
+from train.data.splitting import Assignment, assign_splits, check_classes
 from train.data.statistics import channel_statistics, normalization, pooled
 from train.data.workers import Workers
 from train.data.writing import write_splits
@@ -97,12 +98,9 @@ def ingest(
         Workers() as workers,
         drafting(store.datasets, name) as draft,
     ):
-        parent_meta = None if parent is None else parent.meta
-        spec = choose_spec(source, options, parent_meta, workers, watcher)
-        storage = choose_storage(options, spec, len(source), parent_meta)
-        gatherer = Gatherer(source, assignment, spec, storage, parent, draft)
-        _check_room(store.root, 2 * gatherer.needed_bytes)
-        gathering = gatherer.run(workers, watcher, skip_bad=options.on_bad == "skip")
+        gathering, spec, storage = _gather(
+            store, source, assignment, options, parent, draft, workers, watcher
+        )
         if parent is not None and not gathering.added and _normalizes_alike(parent.meta, options):
             watcher.say(f"{parent.reference} has all of these images already")
             if gathering.known.relabelled:
@@ -142,6 +140,39 @@ def _with_classes_of(source: Source, parent: DatasetMeta) -> Source:
     return replace(source, class_names=parent.class_names, parts=parts)
 
 
+def _gather(
+    store: Store,
+    source: Source,
+    assignment: Assignment,
+    options: IngestOptions,
+    parent: Dataset | None,
+    draft: Path,
+    workers: Workers,
+    watcher: Watcher,
+) -> tuple[Gathering, ImageSpec, Storage]:
+    """Decode at what the first image says; if others differ, at what a look at all says."""
+    parent_meta = None if parent is None else parent.meta
+
+    def decode(spec: ImageSpec, likeness: Likeness | None) -> tuple[Gathering, ImageSpec, Storage]:
+        storage = choose_storage(options, spec, len(source), parent_meta)
+        gatherer = Gatherer(source, assignment, spec, likeness, storage, parent, draft)
+        _check_room(store.root, 2 * gatherer.needed_bytes)
+        gathering = gatherer.run(workers, watcher, skip_bad=options.on_bad == "skip")
+        return gathering, spec, storage
+
+    guess = guess_spec(source, options, parent_meta)
+    if guess is not None:
+        with contextlib.suppress(UnlikeImagesError):
+            return decode(*guess)
+        _remove_scratch(draft)
+    return decode(choose_spec(source, options, workers, watcher), None)
+
+
+def _remove_scratch(draft: Path) -> None:
+    for scratch in draft.glob(".*"):
+        scratch.unlink()
+
+
 def _normalizes_alike(parent: DatasetMeta, options: IngestOptions) -> bool:
     wanted = normalization(options.normalize, parent.statistics, parent.normalization)
     return wanted == parent.normalization
@@ -157,7 +188,7 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _full_disk_told(folder: Path) -> Iterator[None]:
     """Say which disk is full: the errors themselves do not."""
     try:
@@ -223,8 +254,7 @@ def _write(
     write_checks(draft, checks.model_copy(update=left_out))
     write_fingerprints(draft, prints)
     write_contact_sheet(draft / CONTACT_SHEET, splits["train"], spec, names)
-    for scratch in draft.glob(".*"):
-        scratch.unlink()
+    _remove_scratch(draft)
     return meta
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from cluster.dataset import DatasetMeta, Storage
 from cluster.errors import DataError
 from cluster.images import ImageHeader, ImageSpec
-from train.data.decoding import read_headers
+from train.data.decoding import Likeness, read_headers
 from train.data.gathering import BadImagesError
 from train.data.options import IngestOptions, Watcher
 from train.data.sources.source import Payload, Pictures, PixelPictures, Source, shorten
@@ -16,30 +16,55 @@ _PIXELS_LIMIT = 2 * 2**30
 """Decoded images of more bytes than this stay encoded, unless the user says otherwise."""
 
 
-def choose_spec(
-    source: Source,
-    options: IngestOptions,
-    parent: DatasetMeta | None,
-    workers: Workers,
-    watcher: Watcher,
-) -> ImageSpec:
-    """Decide what images become: by the user, the version that is added to, or the images.
+def guess_spec(
+    source: Source, options: IngestOptions, parent: DatasetMeta | None
+) -> tuple[ImageSpec, Likeness | None] | None:
+    """What images become: by the user, the version that is added to, or the first image.
+
+    Returns:
+        With what is taken for granted of all images, so that they need not be opened twice; None
+        if the first one cannot be read.
 
     Raises:
-        DataError: images have several sizes and none was named, or another size, number of
-            channels or way of resizing was named than the version has.
-        BadImagesError: no image can be read.
+        DataError: another size, number of channels or way of resizing was named than the version
+            has.
     """
     if parent is not None:
         _check_same(options, parent)
-        return parent.image
-    width, height = options.size or (None, None)
-    channels = options.channels
-    if width is None or channels is None:
-        headers = _survey(source, workers, watcher)
-        if width is None:
-            width, height = _only_size(source, headers)
-        channels = channels or (3 if any(header.channels == 3 for header in headers) else 1)
+        return parent.image, None
+    if options.size is not None and options.channels is not None:
+        return _spec(source, options, options.size, options.channels), None
+    first = read_headers(next(source.parts["train"].pictures.chunks())[:1])[0]
+    if not isinstance(first, ImageHeader):
+        return None
+    size = (first.width, first.height)
+    likeness = Likeness(
+        size=size if options.size is None else None,
+        gray=options.channels is None and first.channels == 1,
+    )
+    channels = options.channels or first.channels
+    return _spec(source, options, options.size or size, channels), likeness
+
+
+def choose_spec(
+    source: Source, options: IngestOptions, workers: Workers, watcher: Watcher
+) -> ImageSpec:
+    """What images become, by a look at the header of each.
+
+    Raises:
+        DataError: images have several sizes and none was named.
+        BadImagesError: no image can be read.
+    """
+    headers = _survey(source, workers, watcher)
+    size = options.size or _only_size(source, headers)
+    any_color = any(header.channels == 3 for header in headers)
+    return _spec(source, options, size, options.channels or (3 if any_color else 1))
+
+
+def _spec(
+    source: Source, options: IngestOptions, size: tuple[int, int], channels: int
+) -> ImageSpec:
+    width, height = size
     return ImageSpec.decode(
         {
             "width": width,

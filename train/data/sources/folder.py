@@ -135,16 +135,17 @@ def _class_files(folder: Path, root: Path) -> dict[str, tuple[list[str], list[st
 def _files_below(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     images: list[str] = []
     others: list[str] = []
-    for path in files_below(folder):
-        (images if _is_image(path) else others).append(os.path.relpath(path, root))
+    beside = os.path.relpath(folder, root) + os.sep
+    for file in files_below(folder):
+        (images if _is_image(file) else others).append(beside + file)
     return images, others
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[str]]:
     """The folders that lie right in a folder, and the names of the images that do."""
     folders, files = listed(folder)
-    return folders, [file.name for file in files if _is_image(file)]
+    return folders, [file.name for file in files if _is_image(file.name)]
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

@@ -1,6 +1,7 @@
 """Hugging Face image Parquet: encoded images and labels, in one file or in shards."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class ParquetPictures:
     def chunks(self) -> Iterator[Payload]:
         """Encoded bytes, or paths where a row has only a path."""
         for file in self.files:
-            chunk: list[bytes | Path] = []
+            chunk: list[bytes | str] = []
             size = 0
             try:
                 with pq.ParquetFile(file) as reader:
@@ -96,7 +97,9 @@ def read_parquet(path: Path, image_column: str | None, label_column: str | None)
         DataError: a file is damaged, columns are missing or ambiguous, files disagree, or they
             are of several data sets.
     """
-    files = sorted(filter(_is_parquet, files_below(path))) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(path / file for file in files_below(path) if _is_parquet(file))
     schemas = {file: _schema(file) for file in files}
     first = schemas[files[0]]
     if len(files) == 1 and _holds_paths(first, image_column):
@@ -118,8 +121,8 @@ def read_parquet(path: Path, image_column: str | None, label_column: str | None)
     return Source(f"Parquet {path.resolve().name}", names, parts)
 
 
-def _is_parquet(file: Path) -> bool:
-    return file.suffix.lower() == ".parquet"
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -217,7 +220,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _pictures(column: pa.Array, folder: Path) -> Iterator[bytes | Path]:
+def _pictures(column: pa.Array, folder: Path) -> Iterator[bytes | str]:
     """Bytes of each row; where there are none, its path. An empty row is an image of no bytes."""
     if not pa.types.is_struct(column.type):
         yield from (value or b"" for value in column.to_pylist())
@@ -226,7 +229,7 @@ def _pictures(column: pa.Array, folder: Path) -> Iterator[bytes | Path]:
     blobs = column.field("bytes").to_pylist()
     paths = column.field("path").to_pylist() if "path" in fields else [None] * len(blobs)
     for valid, blob, path in zip(column.is_valid().to_pylist(), blobs, paths, strict=True):
-        yield (blob or (folder / path if path else b"")) if valid else b""
+        yield (blob or (os.path.join(folder, path) if path else b"")) if valid else b""
 
 
 def _files_by_split(path: Path, files: list[Path]) -> dict[SplitName, list[Path]]:

@@ -1,5 +1,6 @@
 """What a source is to ingest: parts of labelled images that are read once, in order."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -14,8 +15,8 @@ import numpy.typing as npt
 from cluster.dataset import SplitName
 from cluster.errors import DataError
 
-Payload = Sequence[bytes | Path] | npt.NDArray[np.uint8]
-"""Images of one chunk: encoded, as files to read, or as uint8 ``[n, channels, height, width]``."""
+Payload = Sequence[bytes | str] | npt.NDArray[np.uint8]
+"""Images of one chunk: encoded, as paths of files, or uint8 ``[n, channels, height, width]``."""
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 8 * 2**20
@@ -80,7 +81,7 @@ class FilePictures:
     def chunks(self) -> Iterator[Payload]:
         """Paths; whoever decodes a file reads it."""
         for start in range(0, len(self.paths), CHUNK_ROWS):
-            yield [self.root / path for path in self.paths[start : start + CHUNK_ROWS]]
+            yield [os.path.join(self.root, path) for path in self.paths[start : start + CHUNK_ROWS]]
 
     def name(self, row: int) -> str:
         """The path as it was given, :func:`readable`."""

@@ -11,8 +11,8 @@ _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 """What systems leave in folders; anything that begins with a dot counts as well."""
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder; links to folders are followed.
+def files_below(folder: Path) -> Iterator[str]:
+    """All files below a folder, as paths below it; links to folders are followed.
 
     A folder is read once, whatever links lead to it. A link to a folder above the one that was
     asked for is not followed: what lies there belongs to others.
@@ -33,7 +33,9 @@ def files_below(folder: Path) -> Iterator[Path]:
             if real not in seen:
                 seen.add(real)
                 folders.append(name)
-        yield from (Path(at, name) for name in sorted(files) if not _is_junk(name))
+        below = os.path.relpath(at, folder)
+        beside = "" if below == os.curdir else below + os.sep
+        yield from (beside + name for name in sorted(files) if not _is_junk(name))
 
 
 def listed(folder: Path) -> tuple[list[Path], list[Path]]:
