@@ -21,6 +21,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 25_000_000
 """Bounds for what strangers send."""
+MAX_SIDE = 4096
+"""Pixels of what a model takes, across and down."""
 OWN_MAX_BYTES = 2**28
 OWN_MAX_PIXELS = 150_000_000
 """Bounds for the user's own files: ingest, and data sets of encoded images."""
@@ -54,8 +56,8 @@ class ImageError(DataError):
 class ImageSpec(Frozen):
     """What an image becomes: uint8 ``[channels, height, width]``."""
 
-    height: int = Field(ge=1, le=4096)
-    width: int = Field(ge=1, le=4096)
+    height: int = Field(ge=1, le=MAX_SIDE)
+    width: int = Field(ge=1, le=MAX_SIDE)
     channels: Literal[1, 3]
     resize: Resize = "crop"
     """``crop`` fills the frame and cuts what is over, ``pad`` fits inside it on black,

@@ -35,6 +35,10 @@ def test_images_of_several_sizes_need_one(tmp_path: Path, store: Store) -> None:
     message = r"pets holds images of 2 sizes: 12x8 \(21\), 9x20 \(1\); choose one .* --size 8"
     with pytest.raises(DataError, match=message):
         ingest(store, read_source(str(folder)), "pets")
+    # The first one is larger than what a model takes, which is not what is wrong.
+    (folder / "cat" / "0.png").write_bytes(encode(picture(0, (4097, 2))))
+    with pytest.raises(DataError, match="images of 3 sizes"):
+        ingest(store, read_source(str(folder)), "pets")
     assert list(dataset_names(store)) == leftovers(store) == []
 
 

@@ -110,7 +110,7 @@ def decode_chunk(task: DecodeTask) -> Decoded:
         if split in task.pixels:
             task.pixels[split].write(first, images[chosen])
         task.thumbnails[split].write(first, prints.thumbnails[chosen])
-    # Sums over one row of at most 4096 bytes fit into 32 bits, which is quicker.
+    # Sums over one row of at most 4096 bytes (MAX_SIDE) fit into 32 bits, which is quicker.
     squares = np.einsum("nchw,nchw->nch", images, images, dtype=np.uint32)
     return Decoded(
         bad,

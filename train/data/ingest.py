@@ -61,7 +61,7 @@ def ingest(
     write two versions.
 
     Every image is decoded once, on all cores. Memory holds some 200 bytes an image, and the chunks
-    that are being decoded. Where that takes more than a second it is done by spawned processes, so
+    that are being decoded. Where that takes a while it is done by spawned processes, so
     a program that calls this needs ``if __name__ == "__main__"``.
 
     Args:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cluster.config import Frozen
 from cluster.errors import DataError
-from cluster.images import Resize
+from cluster.images import MAX_SIDE, Resize
 
 Normalize = Literal["dataset", "half", "none"]
 
@@ -62,6 +62,8 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     numbers = [int(part) for part in parts if part.isdecimal() and len(part) <= 4]
-    if len(numbers) != len(parts) or len(parts) > 2 or not all(0 < n <= 4096 for n in numbers):
-        raise DataError(f"--size {text}: expected pixels from 1 to 4096, such as 32 or 320x240")
+    if len(numbers) != len(parts) or len(parts) > 2 or not all(0 < n <= MAX_SIDE for n in numbers):
+        raise DataError(
+            f"--size {text}: expected pixels from 1 to {MAX_SIDE}, such as 32 or 320x240"
+        )
     return (numbers[0], numbers[-1])

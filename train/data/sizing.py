@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from cluster.dataset import DatasetMeta, Storage
 from cluster.errors import DataError
-from cluster.images import ImageHeader, ImageSpec
+from cluster.images import MAX_SIDE, ImageHeader, ImageSpec
 from train.data.decoding import Likeness, read_headers
 from train.data.gathering import BadImagesError
 from train.data.options import IngestOptions, Watcher
@@ -23,7 +23,7 @@ def guess_spec(
 
     Returns:
         With what is taken for granted of all images, so that they need not be opened twice; None
-        if the first one cannot be read.
+        if the first one cannot be read, or is larger than a model's images can be.
 
     Raises:
         DataError: another size, number of channels or way of resizing was named than the version
@@ -36,6 +36,8 @@ def guess_spec(
         return _spec(source, options, options.size, options.channels), None
     first = read_headers(next(source.parts["train"].pictures.chunks())[:1])[0]
     if not isinstance(first, ImageHeader):
+        return None
+    if options.size is None and max(first.width, first.height) > MAX_SIDE:
         return None
     size = (first.width, first.height)
     likeness = Likeness(
@@ -153,7 +155,7 @@ def _only_size(source: Source, headers: Iterable[ImageHeader]) -> tuple[int, int
     side = max(1, min(min(size) for size in sizes))
     raise DataError(
         f"{source.description} holds images of {len(sizes)} sizes: {shorten(listed)}; "
-        f"choose one for all of them, such as --size {min(side, 4096)}"
+        f"choose one for all of them, such as --size {min(side, MAX_SIDE)}"
     )
 
 
