@@ -14,4 +14,6 @@ def loss_sum(config: LossConfig, logits: Tensor, labels: Tensor) -> Tensor:
         logits: float ``[n, classes]``.
         labels: int64 ``[n]``.
     """
-    return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="sum")
+    return F.cross_entropy(
+        logits, labels, label_smoothing=getattr(config, "label_smoothing", 0.0), reduction="sum"
+    )

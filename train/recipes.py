@@ -7,10 +7,10 @@ from cluster.errors import ConfigError
 from train.config import (
     AdamWConfig,
     AugmentConfig,
-    LossConfig,
+    CrossEntropyConfig,
     NetConfig,
     ResNetConfig,
-    ScheduleConfig,
+    OneCycleConfig,
     TrainConfig,
 )
 
@@ -23,9 +23,9 @@ def digits() -> TrainConfig:
         epochs=60,
         batch_size=64,
         model=NetConfig(activation="gelu"),
-        loss=LossConfig(label_smoothing=0.02),
+        loss=CrossEntropyConfig(label_smoothing=0.02),
         optim=AdamWConfig(lr=3e-3, weight_decay=0.05),
-        schedule=ScheduleConfig(name="one_cycle"),
+        schedule=OneCycleConfig(),
         augment=AugmentConfig(translate=1),
     )
 
@@ -38,9 +38,9 @@ def fashion_mnist() -> TrainConfig:
         epochs=5,
         batch_size=128,
         model=NetConfig(),
-        loss=LossConfig(label_smoothing=0.05),
+        loss=CrossEntropyConfig(label_smoothing=0.05),
         optim=AdamWConfig(lr=3e-3, weight_decay=0.05),
-        schedule=ScheduleConfig(name="one_cycle"),
+        schedule=OneCycleConfig(),
         augment=AugmentConfig(flip=True),
     )
 
@@ -53,9 +53,9 @@ def cifar10() -> TrainConfig:
         epochs=6,
         batch_size=128,
         model=ResNetConfig(width=32),
-        loss=LossConfig(label_smoothing=0.05),
+        loss=CrossEntropyConfig(label_smoothing=0.05),
         optim=AdamWConfig(lr=5e-3, weight_decay=0.05),
-        schedule=ScheduleConfig(name="one_cycle"),
+        schedule=OneCycleConfig(),
         augment=AugmentConfig(flip=True, translate=2),
     )
 
@@ -68,7 +68,7 @@ def small_resnet() -> TrainConfig:
         epochs=20,
         batch_size=128,
         model=ResNetConfig(),
-        loss=LossConfig(label_smoothing=0.05),
+        loss=CrossEntropyConfig(label_smoothing=0.05),
         optim=AdamWConfig(lr=5e-3, weight_decay=0.05),
         augment=AugmentConfig(translate=1),
     )

@@ -2,7 +2,9 @@
 
 import math
 
-from train.config import ScheduleConfig
+from typing import Any
+
+ScheduleConfig = Any
 
 
 def lr_multiple(config: ScheduleConfig, step: int, total_steps: int) -> float:
