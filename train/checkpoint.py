@@ -1,8 +1,8 @@
 """Checkpoints: one file a save, written whole or not at all, and read without unpickling code.
 
-What a step draws at random (dropout) is seeded from (seed, step, worker), the order of an epoch
-from (seed, epoch), the augmentation from (seed, epoch, sample), and the learning rate follows from
-the step. So the seed and the step are the whole state of the random generators, and a run that goes
+What a step draws at random (dropout) is seeded from (seed, step, part of the batch), the order of
+an epoch from (seed, epoch), the augmentation from (seed, epoch, sample), and the learning rate
+follows from the step and the history. So the seed and the step are the whole state of the random generators, and a run that goes
 on from any step ends with the bits of one that was never stopped.
 """
 
@@ -14,11 +14,12 @@ from typing import Any
 
 from cluster.errors import CheckpointError
 from cluster.store import Folder
+from train.hardware import MemoryFormat
 from train.weights import StateDict, load_weights_only, save_atomic
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,18 @@ class Checkpoint:
     """Names the network, so that a checkpoint of another is refused."""
     model: StateDict
     """``state_dict`` of the network, without the wrapper that normalises."""
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    """None before the first step."""
     history: list[dict[str, float]]
     """Metrics of the epochs that are done."""
+    ema: dict[str, Any] | None = None
+    """State of the moving average of the weights, if there is one."""
+    best: StateDict | None = None
+    """Weights of the best epoch so far, if early stopping may go back to them."""
+    scaler: dict[str, Any] | None = None
+    """State of the loss scale of fp16."""
+    memory_format: MemoryFormat | None = None
+    """The one that was chosen by timing, so that it is not chosen again."""
 
 
 def list_checkpoints(folder: Folder) -> list[str]:

@@ -1,13 +1,18 @@
 """The few exchanges between the workers of a run, and the network that they take."""
 
 import os
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
+
+from train.config import HardwareConfig
+
+Reduction = Literal["sum", "max"]
 
 
 class Comm(Protocol):
@@ -16,8 +21,8 @@ class Comm(Protocol):
     rank: int
     world: int
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of a tensor over the workers."""
+    def reduce(self, values: Tensor, how: Reduction = "sum") -> Tensor:
+        """Overwrite a tensor with its sum or maximum over the workers, and return it."""
 
     def broadcast(self, values: Tensor) -> None:
         """Overwrite a tensor with worker 0's."""
@@ -25,7 +30,7 @@ class Comm(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """The values of all workers, in order of rank."""
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, hardware: HardwareConfig) -> nn.Module:
         """The module whose backward pass averages gradients over the workers."""
 
 
@@ -35,7 +40,7 @@ class Alone:
     rank = 0
     world = 1
 
-    def sum(self, values: Tensor) -> Tensor:
+    def reduce(self, values: Tensor, how: Reduction = "sum") -> Tensor:  # noqa: ARG002
         """The tensor itself."""
         return values
 
@@ -46,7 +51,7 @@ class Alone:
         """A list of the one value."""
         return [value]
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, hardware: HardwareConfig) -> nn.Module:  # noqa: ARG002
         """The model itself."""
         return model
 
@@ -58,11 +63,10 @@ class ProcessGroup:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
 
-    def sum(self, values: Tensor) -> Tensor:
-        """All-reduce a copy of the tensor."""
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+    def reduce(self, values: Tensor, how: Reduction = "sum") -> Tensor:
+        """All-reduce in place."""
+        dist.all_reduce(values, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
+        return values
 
     def broadcast(self, values: Tensor) -> None:
         """Broadcast in place from worker 0."""
@@ -74,15 +78,21 @@ class ProcessGroup:
         dist.all_gather_object(values, value)
         return values
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """DistributedDataParallel, with the settings that cost least for a plain network."""
+    def wrap(self, model: nn.Module, hardware: HardwareConfig) -> nn.Module:
+        """DistributedDataParallel."""
         device = next(model.parameters()).device
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            static_graph=True,
+            # Running statistics are worker 0's wherever a network is evaluated or saved; to
+            # exchange them in every step would change no weight.
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=hardware.gradient_as_bucket_view,
+            static_graph=hardware.static_graph,
         )
+        if hardware.compression == "bf16":
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
 
 
 def choose_comm() -> Comm:

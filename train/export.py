@@ -38,8 +38,8 @@ from cluster.runtime import OnnxRuntimeSession, Session, open_session
 from cluster.stats import reference_statistics
 from cluster.store import Store, check_name
 from train.config import FileConfig, ModelConfig, SourceConfig
-from train.data.loader import shard_batches
-from train.loop import predict_shard
+from train.data.loader import eval_batches
+from train.inference import predict
 from train.models.check import describe_model
 from train.models.classifier import Classifier, Shape, build_classifier, num_parameters
 from train.models.file import blame
@@ -102,7 +102,7 @@ def export_run(run: Run, store: Store, name: str | None = None) -> Bundle:
             },
             draft / WEIGHTS_FILE,
         )
-        expected = predict_shard(classifier, test, torch.device("cpu"))
+        expected = predict(classifier, test, torch.device("cpu"))
         parity = measure_parity(OnnxRuntimeSession(graph, torch.get_num_threads()), test, expected)
         scale = _scale(expected)
         _require_parity(parity, run, PARITY_TOLERANCE * scale)
@@ -128,7 +128,7 @@ def try_export(classifier: Classifier, model: ModelConfig, shape: Shape) -> None
     """
     session = OnnxRuntimeSession(export_onnx(classifier, model, shape), torch.get_num_threads())
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
-    expected = predict_shard(classifier, Split(images, np.zeros(5, np.int64)), torch.device("cpu"))
+    expected = predict(classifier, Split(images, np.zeros(5, np.int64)), torch.device("cpu"))
     difference = float(np.abs(session.run(images) - expected).max())
     # Noise is no image of the data, on which export_run compares to the last digit.
     allowed = GOLDEN_TOLERANCE * _scale(expected)
@@ -185,7 +185,7 @@ def measure_parity(
     """Compare a session's logits with PyTorch's over a split."""
     largest, equal = 0.0, True
     starts = range(0, len(split), BATCH)
-    for start, batch in zip(starts, shard_batches(split, BATCH), strict=True):
+    for start, batch in zip(starts, eval_batches(split, BATCH), strict=True):
         want = expected[start : start + BATCH]
         got = session.run(batch.images.numpy())
         largest = max(largest, float(np.abs(got - want).max()))
@@ -221,8 +221,8 @@ def _require_parity(parity: Parity, run: Run, allowed: float) -> None:
 
 def _write_reference(draft: Path, dataset: Dataset, classifier: Classifier) -> None:
     val = dataset.split("val")
-    logits = predict_shard(classifier, val, torch.device("cpu"))
-    batches = (batch.images.numpy() for batch in shard_batches(val, BATCH))
+    logits = predict(classifier, val, torch.device("cpu"))
+    batches = (batch.images.numpy() for batch in eval_batches(val, BATCH))
     statistics = reference_statistics(batches, val.labels, logits)
     write_json_atomic(draft / REFERENCE_FILE, statistics.model_dump(mode="json"))
 

@@ -17,7 +17,7 @@ from train.config import IMPORT_RECIPE, FileConfig, OnnxConfig, SourceConfig, Tr
 from train.data.loader import TrainLoader
 from train.export import try_export
 from train.job import Placement, choose_placement, train_on_ray
-from train.loop import first_checkpoint
+from train.state import first_checkpoint
 from train.metrics import Evaluation, evaluate_logits
 from train.models.check import check_classifier
 from train.models.choice import absolute_path
@@ -121,7 +121,7 @@ def fit(
         ResourceError: CPUs or GPUs are not free; nothing has been written.
         TrainingError: the run failed; its folder keeps the checkpoints.
     """
-    placement = choose_placement(config.resources, session)
+    placement = choose_placement(config, session)
     run = create_run(store, config, dataset, name)
     with run.alone():
         if config.pretrained is not None:
@@ -179,7 +179,7 @@ def resume(
             )
         dataset = run.dataset(store)
         check_fit(config, dataset)
-        placement = choose_placement(config.resources, session)
+        placement = choose_placement(config, session)
         run.write_config(config)
         log = _resume_log(run, config, tracking)
         return _carry_out(config, dataset, run, store, log, placement, listener)
@@ -210,14 +210,22 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> Classifier:
         The classifier, whose running averages have seen random images.
 
     Raises:
-        UserError: model or batch do not fit the data set, or a network of the user's could be
-            trained but not exported.
+        UserError: model, batch, loss or frozen layers do not fit the data set, or a network of the
+            user's could be trained but not exported.
     """
-    classifier = build_classifier(config, dataset.meta)
+    classes = np.flatnonzero(np.bincount(dataset.split("train").labels))
+    if len(classes) < 2:
+        only = ", ".join(dataset.meta.class_names[label] for label in classes) or "none"
+        raise DataError(
+            f"the training split of {dataset.reference} has images of one class only ({only}); "
+            "there must be two or more"
+        )
+    setup = set_up(config, dataset, Alone(), torch.device("cpu"))
+    classifier = setup.state.classifier
+    check_freeze(classifier.net, config.freeze)
     check_classifier(classifier, config.model, dataset.meta, training=True)
     if isinstance(config.model, FileConfig):  # The others are known to export.
         try_export(classifier, config.model, dataset.meta.image.shape)
-    TrainLoader(dataset.split("train"), config.batch_size, config.augment, seed=config.seed)
     return classifier
 
 
@@ -255,7 +263,7 @@ def _carry_out(
         result = RunResult(
             epochs=config.epochs,
             steps=worked.steps,
-            workers=placement.workers,
+            workers=worked.workers,
             device=worked.device,
             seconds=time.monotonic() - began,
             images_per_s=statistics.median(entry["images_per_s"] for entry in worked.history),

@@ -18,7 +18,7 @@ from cluster.tracking import Tracking
 from train.config import IMPORT_RECIPE, Normalize, OnnxConfig, Outputs, SourceConfig, TrainConfig
 from train.export import try_export
 from train.fit import FitOutcome, conclude, flatten, pin_source
-from train.loop import predict_shard
+from train.inference import predict
 from train.metrics import evaluate_logits
 from train.models.check import check_classifier
 from train.models.choice import choose_model
@@ -113,8 +113,8 @@ def import_model(
     """
     config, dataset, classifier = prepared.config, prepared.dataset, prepared.classifier
     began = time.monotonic()
-    val = predict_shard(classifier, dataset.split("val"), _CPU)
-    test = predict_shard(classifier, dataset.split("test"), _CPU)
+    val = predict(classifier, dataset.split("val"), _CPU)
+    test = predict(classifier, dataset.split("test"), _CPU)
     seconds = time.monotonic() - began
     for logits in (val, test):
         broken = int((~np.isfinite(logits).all(1)).sum())
@@ -240,7 +240,7 @@ def _find_normalize(
         if candidate == "imagenet" and dataset.meta.image.channels != 3:
             continue
         tried = config.model_copy(update={"normalize": candidate})
-        logits = predict_shard(_renormalized(tried, classifier, dataset), some, _CPU)
+        logits = predict(_renormalized(tried, classifier, dataset), some, _CPU)
         evaluation = evaluate_logits(
             logits, some.labels, dataset.meta.class_names, dataset=config.data, split="val"
         )

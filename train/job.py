@@ -27,7 +27,7 @@ from cluster.events import Event, EventSink, make_event
 from cluster.session import Session, current
 from cluster.store import Store
 from train.comm import choose_comm, take_interface
-from train.config import ResourcesConfig, TrainConfig
+from train.config import TrainConfig
 from train.loop import Trainer
 from train.runs import Run
 from train.weights import weights_sha256
@@ -38,6 +38,8 @@ HOW_TO_GO_ON = "go on from the newest checkpoint with `python -m train resume`"
 # Lost machines may come back, and new ones may start; four times this long is waited for them.
 PLACE_TIMEOUT_S = 30
 PLACE_RETRIES = 3
+# How often an elastic run looks whether it can have more workers. To take them costs a restart.
+RESIZE_PERIOD_S = 60
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Placement:
     """What each worker gets."""
 
     workers: int
+    """Or as many as there is room for, down to ``fewest``."""
+    fewest: int
     cpus: int
     gpu: bool
     spread: bool
@@ -73,31 +77,37 @@ class WorkerResult:
     steps: int
     history: tuple[dict[str, float], ...]
     device: str
+    workers: int
     weights_sha256: str
 
 
-def choose_placement(resources: ResourcesConfig, session: Session) -> Placement:
+def choose_placement(config: TrainConfig, session: Session) -> Placement:
     """Decide CPUs and GPUs of each worker.
 
     Raises:
         ResourceError: they are not free; the message names who holds them.
     """
+    resources = config.resources
     free = session.free()
-    gpu = resources.device == "cuda" or (
-        resources.device == "auto" and free.gpus >= resources.workers
-    )
-    cpus = resources.cpus_per_worker or (
-        1 if gpu else _cpus_per_worker([node.free.cpus for node in session.nodes()], resources)
-    )
-    placement = Placement(resources.workers, cpus, gpu, resources.placement == "spread")
+    fewest = resources.min_workers or resources.workers
+    gpu = resources.device == "cuda" or (resources.device == "auto" and free.gpus >= fewest)
+    if resources.cpus_per_worker is not None:
+        cpus = resources.cpus_per_worker
+    elif gpu or config.exact is not None or fewest < resources.workers:
+        # An exact run's shards are computed on one thread; other workers may come later.
+        cpus = 1
+    else:
+        cpus = _cpus_per_worker([node.free.cpus for node in session.nodes()], resources.workers)
+    spread = resources.placement == "spread"
+    placement = Placement(resources.workers, fewest, cpus, gpu, spread)
     _require(placement, session)
     return placement
 
 
 def _require(placement: Placement, session: Session, **options: float) -> None:
-    what = f"training with {placement.workers} workers"
+    what = f"training with {placement.fewest} workers"
     gpus = 1 if placement.gpu else 0
-    session.require(placement.cpus, gpus, what, count=placement.workers, **options)
+    session.require(placement.cpus, gpus, what, count=placement.fewest, **options)
 
 
 def _no_room(placement: Placement) -> str | None:
@@ -111,10 +121,10 @@ def _no_room(placement: Placement) -> str | None:
     return None
 
 
-def _cpus_per_worker(free_of_nodes: list[float], resources: ResourcesConfig) -> int:
+def _cpus_per_worker(free_of_nodes: list[float], workers: int) -> int:
     """The most CPUs that each worker can have, none of them split over two machines."""
     for cpus in range(int(max(free_of_nodes, default=0)), 1, -1):
-        if sum(int(free // cpus) for free in free_of_nodes) >= resources.workers:
+        if sum(int(free // cpus) for free in free_of_nodes) >= workers:
             return cpus
     return 1
 
@@ -148,13 +158,16 @@ def train_on_ray(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_TIMEOUT_S))
     board = _event_board()
-    job = WorkerJob(config, dataset.reference, run.name, store.address, placement.cpus, board)
+    threads = 1 if config.exact is not None else placement.cpus
+    job = WorkerJob(config, dataset.reference, run.name, store.address, threads, board)
+    elastic = placement.fewest < placement.workers
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
         torch_config=_TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
-            num_workers=placement.workers,
+            num_workers=(placement.fewest, placement.workers) if elastic else placement.workers,
+            elastic_resize_monitor_interval_s=RESIZE_PERIOD_S,
             use_gpu=placement.gpu,
             placement_strategy="SPREAD" if placement.spread else "PACK",
             resources_per_worker={"CPU": placement.cpus, **({"GPU": 1} if placement.gpu else {})},
@@ -282,7 +295,7 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     if trainer is None or problems:
         return problems[0]
     try:
-        progress = trainer.run()
+        state = trainer.run()
         val = trainer.predict(dataset.split("val"))
         test = trainer.predict(dataset.split("test"))
     except DataError as error:
@@ -299,12 +312,13 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
         return None
     run.write_logits(val, "val")
     run.write_logits(test, "test")
-    run.write_weights(trainer.classifier.net)
+    run.write_weights(trainer.net)
     return WorkerResult(
-        steps=progress.step,
-        history=tuple(progress.history),
+        steps=state.step,
+        history=tuple(state.history),
         device=device.type,
-        weights_sha256=weights_sha256(trainer.classifier.net),
+        workers=comm.world,
+        weights_sha256=weights_sha256(trainer.net),
     )
 
 

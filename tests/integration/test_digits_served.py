@@ -24,7 +24,7 @@ from cluster.store import Store
 from serve.client import Client
 from train.export import load_classifier
 from train.fit import FitOutcome
-from train.loop import predict_shard
+from train.inference import predict
 
 # tritonclient brings gevent, which wants a process of its own.
 TRITON = textwrap.dedent(
@@ -92,7 +92,7 @@ def test_tritonclient_gets_pytorchs_answers(
     assert metadata["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 1, 8, 8]}]
     assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
     classifier = load_classifier(digits_fit.run, digits_fit.run.dataset(Store(ray_session.store)))
-    expected = predict_shard(classifier, test_split, torch.device("cpu"))
+    expected = predict(classifier, test_split, torch.device("cpu"))
     for answer in np.load(tmp_path / "answers.npy"):
         assert np.abs(answer - expected).max() < 1e-4
         assert np.array_equal(answer.argmax(1), expected.argmax(1))

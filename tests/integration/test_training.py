@@ -28,7 +28,7 @@ from train.data.sampling import epoch_order
 from train.data.sources.named import DEBIAN_FASHION_MNIST
 from train.export import load_classifier
 from train.fit import FitOutcome, fit, prepare
-from train.loop import predict_shard
+from train.inference import predict
 from train.recipes import get_recipe
 from train.runs import Run, find_run
 
@@ -87,7 +87,7 @@ def test_the_bundle_gives_pytorchs_answers(
     assert manifest.metrics["accuracy"] == digits_fit.evaluation.accuracy
     dataset = digits_fit.run.dataset(Store(ray_session.store))
     test = dataset.split("test")
-    expected = predict_shard(load_classifier(digits_fit.run, dataset), test, torch.device("cpu"))
+    expected = predict(load_classifier(digits_fit.run, dataset), test, torch.device("cpu"))
     session = open_session(digits_bundle.bundle)
     for batch in (1, 2, 3, 64, 359):
         got = session.run(test.take(slice(batch)))

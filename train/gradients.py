@@ -1,0 +1,72 @@
+"""How the gradient of a batch comes about when several workers each compute parts of it."""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from train.comm import Comm
+from train.config import HardwareConfig
+from train.data.loader import Batch
+
+
+class Forward(Protocol):
+    """Loss and logits of a part of a batch."""
+
+    def __call__(self, model: nn.Module, batch: Batch, part: int) -> Tensor:
+        """The sum of the loss over the part's images, times the scale of mixed precision."""
+
+
+class Gradients(Protocol):
+    """Leaves the mean gradient of a batch in ``.grad``, the same on every worker."""
+
+    parts: Sequence[int]
+    """Which parts of each batch are this worker's."""
+
+    def rewrap(self) -> None:
+        """Other parameters are trained from now on."""
+
+    def compute(self, batches: Iterable[Batch], batch_size: int, forward: Forward) -> None:
+        """Compute the gradient of one batch, given this worker's parts of it."""
+
+
+class Averaged:
+    """DistributedDataParallel: each worker's gradients are averaged while others are computed.
+
+    Workers' parts of a batch may be of unequal size: each image counts the same.
+
+    Args:
+        model: what takes a batch's images.
+        comm: the peers.
+        hardware: options of the wrapper.
+        parts: this worker's.
+    """
+
+    def __init__(
+        self, model: nn.Module, comm: Comm, hardware: HardwareConfig, parts: Sequence[int]
+    ) -> None:
+        self._model = model
+        self._comm = comm
+        self.parts = parts
+        # A static graph is recorded in the first backward pass, which no_sync would hide.
+        static = hardware.static_graph and len(parts) == 1
+        self._hardware = hardware.model_copy(update={"static_graph": static})
+        self.rewrap()
+
+    def rewrap(self) -> None:
+        """Wrap the model anew: DistributedDataParallel looks once which parameters are trained."""
+        self._wrapped: nn.Module | None = None  # Before the next one, so that its hooks go first.
+        self._wrapped = self._comm.wrap(self._model, self._hardware)
+
+    def compute(self, batches: Iterable[Batch], batch_size: int, forward: Forward) -> None:
+        """See :class:`Gradients`."""
+        model = self._wrapped
+        assert model is not None
+        last = self.parts[-1]
+        for part, batch in zip(self.parts, batches, strict=True):
+            apart = part != last and self._comm.world > 1
+            quiet = model.no_sync() if apart else contextlib.nullcontext()  # type: ignore[operator]
+            with quiet:
+                # DistributedDataParallel takes the mean over workers of what are shares of a mean.
+                (forward(model, batch, part) * (self._comm.world / batch_size)).backward()

@@ -1,0 +1,159 @@
+"""What a worker trains with, put together from the configuration."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from cluster.dataset import Dataset
+from train.comm import Comm
+from train.config import GdConfig, TrainConfig
+from train.data.loader import TrainLoader
+from train.exact import Exact
+from train.gradients import Averaged, Gradients
+from train.hardware import choose_memory_format, set_memory_format, settle, use_tf32
+from train.losses import Loss, build_loss
+from train.models.classifier import Classifier, build_base, build_classifier
+from train.models.initial import initialize_from_data
+from train.models.recompute import checkpoint_activations
+from train.optim.build import build_optimizer
+from train.state import TrainingState, shard_optimizer
+
+_TIMED_IMAGES = 64
+
+
+@dataclass
+class Setup:
+    """Everything that stays the same while a run trains, and the state that does not."""
+
+    config: TrainConfig
+    """Its hardware options as they take effect."""
+    state: TrainingState
+    loader: TrainLoader
+    loss: Loss
+    model: nn.Module
+    """The classifier, as it is computed: compiled, if that was asked for."""
+    autocast: Callable[[], contextlib.AbstractContextManager[object]]
+    sharded: bool
+    """Whether each worker has a part of the optimizer's state only."""
+    device: torch.device
+    notes: list[str]
+
+
+def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.device) -> Setup:
+    """Build network, optimizer, loss and loader.
+
+    Raises:
+        ConfigError: a part of the configuration does not fit the data set or the device.
+    """
+    hardware, notes = settle(config, device, comm.world)
+    config = config.model_copy(update={"hardware": hardware})
+    train = dataset.split("train")
+    classifier = build_classifier(config, dataset.meta)
+    initialize_from_data(classifier.net, classifier, train)
+    classifier.to(device)
+    if device.type == "cuda":
+        use_tf32(hardware.tf32)
+    if hardware.sync_batchnorm:
+        classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
+    if hardware.activation_checkpointing and checkpoint_activations(classifier.net) == 0:
+        notes.append("hardware.activation_checkpointing=true has no effect: no blocks were found")
+    optimizer = build_optimizer(config, classifier.net, base=build_base(config, dataset.meta))
+    if hardware.shard_optimizer:
+        optimizer = shard_optimizer(optimizer)
+        if config.checkpoint.every_s is not None and config.checkpoint.every_steps is None:
+            notes.append(
+                "checkpoint.every_s has no effect with hardware.shard_optimizer, where all workers "
+                "take part in a checkpoint; set checkpoint.every_steps"
+            )
+    counts = np.bincount(train.labels, minlength=len(dataset.meta.class_names)).tolist()
+    return Setup(
+        config=config,
+        state=TrainingState(config, classifier, optimizer, device),
+        loader=build_loader(config, dataset, comm),
+        loss=build_loss(config.loss, counts),
+        model=torch.compile(classifier) if hardware.compile else classifier,
+        autocast=_autocast(config, device),
+        sharded=hardware.shard_optimizer,
+        device=device,
+        notes=notes,
+    )
+
+
+def build_loader(config: TrainConfig, dataset: Dataset, comm: Comm) -> TrainLoader:
+    """One worker's batches.
+
+    Raises:
+        ConfigError: a batch is larger than the training split.
+    """
+    train = dataset.split("train")
+    num_parts = count_parts(config, len(train), comm.world)
+    return TrainLoader(
+        train,
+        len(train) if isinstance(config.optim, GdConfig) else config.batch_size,
+        config.augment,
+        sampling=config.sampling,
+        seed=config.seed,
+        parts=range(comm.rank, num_parts, comm.world),
+        num_parts=num_parts,
+    )
+
+
+def count_parts(config: TrainConfig, images: int, world: int) -> int:
+    """Into how many parts a batch is cut, over all workers.
+
+    Args:
+        config: of the run.
+        images: of the training split.
+        world: number of workers.
+    """
+    # Gradient descent takes the whole split in a step, and no more images at once than a batch.
+    full = math.ceil(images / config.batch_size) if isinstance(config.optim, GdConfig) else 1
+    if config.exact is not None:
+        return max(config.exact.shards, full)
+    return world * max(config.accumulate, math.ceil(full / world))
+
+
+def prepare_memory(setup: Setup, comm: Comm) -> None:
+    """Lay out the weights, and give every worker worker 0's.
+
+    A format that is chosen by timing is worker 0's choice, and stays that of the run.
+    """
+    state = setup.state
+    if state.memory_format is None:
+        wanted = setup.config.hardware.memory_format
+        chosen = None
+        if comm.rank == 0:
+            batch = next(setup.loader.epoch(0)).images[:_TIMED_IMAGES].to(setup.device)
+            chosen = choose_memory_format(state.classifier, batch, wanted)
+        state.memory_format = comm.gather(chosen)[0]
+        if wanted == "auto":
+            setup.notes.append(f"hardware.memory_format=auto: {state.memory_format} is faster")
+    assert state.memory_format is not None
+    set_memory_format(state.classifier, state.memory_format)
+    with torch.no_grad():
+        for tensor in state.classifier.net.state_dict().values():
+            comm.broadcast(tensor)
+
+
+def choose_gradients(setup: Setup, comm: Comm) -> Gradients:
+    """How the workers share a batch."""
+    config, loader = setup.config, setup.loader
+    if config.exact is not None:
+        net = setup.state.classifier.net
+        return Exact(net, setup.model, comm, loader.parts, loader.num_parts)
+    return Averaged(setup.model, comm, config.hardware, loader.parts)
+
+
+def _autocast(
+    config: TrainConfig, device: torch.device
+) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    precision = config.hardware.precision
+    if precision == "fp32":
+        return contextlib.nullcontext
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return lambda: torch.autocast(device.type, dtype)
