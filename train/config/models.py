@@ -8,6 +8,7 @@ from pydantic import Field
 from cluster.config import Frozen
 
 Activation = Literal["relu", "tanh", "sigmoid", "gelu"]
+Shortcut = Literal["projection", "pad"]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -31,7 +32,7 @@ class ResNetConfig(Frozen):
     """Channels of the first stage; each further stage doubles them and halves the image."""
     blocks: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1)
     """Residual blocks of each stage; (3, 3, 3) is ResNet-20, (9, 9, 9) ResNet-56."""
-    shortcut: Literal["projection", "pad"] = "projection"
+    shortcut: Shortcut = "projection"
     """Where the shape changes: a 1x1 convolution, or every second pixel and zeros for the channels
     that come in, as ResNet-20 and ResNet-56 were published (option A)."""
     dropout: Dropout = 0.0
@@ -51,7 +52,9 @@ class AirbenchConfig(Frozen):
     depth: Literal[2, 3] = 2
     """Convolutions of a group; 3 adds a residual connection, as airbench96 does."""
     scale: float = Field(default=1 / 9, gt=0)
-    """What the logits are multiplied with."""
+    """What the logits are multiplied with. The last layer's first weights are in inverse proportion,
+    so that this decides how far a step moves the logits: 1/9 is for SGD as in airbench94, 1/256 for
+    the rates of Muon as in airbench94_muon."""
     whiten_epochs: int = Field(default=3, ge=0)
     """Epochs in which the first layer's bias is trained; its weights never are."""
     dropout: Dropout = 0.0

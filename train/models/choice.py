@@ -7,22 +7,29 @@ from typing import Any
 from cluster.errors import ConfigError
 from train.models.zoo import torchvision_names, unknown_name
 
-BUILT_IN = ("net", "resnet")
+BUILT_IN: Mapping[str, Mapping[str, Any]] = {
+    "net": {"name": "net"},
+    "resnet": {"name": "resnet"},
+    # As published for 32x32 (He et al. 2016, table 6).
+    "resnet20": {"name": "resnet", "width": 16, "blocks": [3, 3, 3], "shortcut": "pad"},
+    "resnet56": {"name": "resnet", "width": 16, "blocks": [9, 9, 9], "shortcut": "pad"},
+    "airbench": {"name": "airbench"},
+}
 _FORMS = "NAME of torchvision, timm:NAME, or FILE.py:FACTORY"
 
 
 def parse_model(text: str) -> dict[str, Any]:
     """Turn ``--model`` into fields of ``model``.
 
-    ``net``, ``resnet``; ``resnet18`` or ``torchvision:resnet18``; ``timm:NAME``;
-    ``my_net.py:build``; ``graph.onnx``.
+    ``net``, ``resnet``, ``resnet20``, ``resnet56``, ``airbench``; ``resnet18`` or
+    ``torchvision:resnet18``; ``timm:NAME``; ``my_net.py:build``; ``graph.onnx``.
 
     Raises:
         ConfigError: there is no such network, or the text is of none of these forms.
     """
     kind, colon, rest = text.rpartition(":")
     if text in BUILT_IN:
-        return {"name": text}
+        return dict(BUILT_IN[text])
     if kind.endswith(".py") and rest.isidentifier():
         return {"name": "file", "path": kind, "factory": rest}
     if text.endswith((".py", ".py:")):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cluster.dataset import ChannelStatistics, DatasetMeta
 from cluster.errors import ConfigError
 from train.config import ModelConfig, Normalize, Outputs, SourceConfig, TrainConfig
+from train.models.airbench import AirbenchNet
 from train.models.file import build_from_file
 from train.models.graph import OnnxNet
 from train.models.net import Net
@@ -19,6 +20,7 @@ Shape = tuple[int, int, int]
 MODELS: dict[str, Callable[[Any, Shape, int], nn.Module]] = {
     "net": Net,
     "resnet": ResNet,
+    "airbench": AirbenchNet,
     "torchvision": build_torchvision,
     "timm": build_timm,
     "file": build_from_file,

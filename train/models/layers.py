@@ -1,4 +1,4 @@
-"""The layers of a network that depend on the data: the first on channels, the last on classes."""
+"""Layers that depend on the data, the first on channels, the last on classes; and dropout."""
 
 from itertools import takewhile
 
@@ -42,3 +42,8 @@ def fit_channels(weight: Tensor, channels: int) -> Tensor:
         return weight.sum(1, keepdim=True)
     repeated = weight[:, torch.arange(channels) % known]
     return repeated * (known / channels)
+
+
+def dropout(share: float) -> nn.Module:
+    """A layer that leaves out a share of the values in training; none at all if that is 0."""
+    return nn.Dropout(share) if share > 0 else nn.Identity()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from cluster.errors import ConfigError
 from train.config import NetConfig
 from train.models.activations import ACTIVATIONS
+from train.models.layers import dropout
 
 
 class Net(nn.Module):
@@ -17,7 +18,7 @@ class Net(nn.Module):
     the input.
 
     Args:
-        config: widths and activation.
+        config: widths, activation and dropout.
         shape: ``(channels, height, width)`` of an image; at least 6x6.
         num_classes: outputs.
 
@@ -38,6 +39,7 @@ class Net(nn.Module):
         self.conv2 = nn.Conv2d(first, second, 3)
         pooled = ((height - 4) // 2) * ((width - 4) // 2)
         self.fc1 = nn.Linear(second * pooled, config.hidden)
+        self.dropout = dropout(config.dropout)
         self.fc2 = nn.Linear(config.hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,6 +47,6 @@ class Net(nn.Module):
         x = self.activation(self.conv1(x))
         x = self.activation(self.conv2(x))
         x = torch.flatten(F.max_pool2d(x, 2), 1)
-        x = self.activation(self.fc1(x))
+        x = self.dropout(self.activation(self.fc1(x)))
         logits: Tensor = self.fc2(x)
         return logits
