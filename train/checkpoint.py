@@ -2,8 +2,8 @@
 
 What a step draws at random (dropout) is seeded from (seed, step, part of the batch), the order of
 an epoch from (seed, epoch), the augmentation from (seed, epoch, sample), and the learning rate
-follows from the step and the history. So the seed and the step are the whole state of the random generators, and a run that goes
-on from any step ends with the bits of one that was never stopped.
+follows from the step and the history. So the seed and the step are the whole state of the random
+generators, and a run that goes on from any step ends with the bits of one that was never stopped.
 """
 
 import logging

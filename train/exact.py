@@ -5,8 +5,8 @@ statistics and its random numbers are its own. What remains is to sum the shards
 way in which neither order nor grouping matters, which floating-point addition is not: so they are
 first rounded to multiples of a power of two (fixed point), chosen by the largest entry of all
 shards so that no sum needs more than the 53 bits of a float64's significand. Each addition is then
-exact, and so is the all-reduce. An entry keeps at least ``52 - log2(shards)`` bits below the largest
-of its tensor, where float32 has 24.
+exact, and so is the all-reduce. An entry keeps ``52 - log2(shards)`` bits below the largest of its
+tensor, where float32 has 24.
 
 The idea is that of Demmel and Nguyen 2013 ("Fast reproducible floating-point summation"), with one
 pre-rounding for all, since the number of summands is known and small.
@@ -73,9 +73,7 @@ class Exact:
 
     def _gradients(self) -> list[Tensor]:
         # A parameter that has no part in the loss has no gradient.
-        return [
-            torch.zeros_like(one) if one.grad is None else one.grad for one in self._parameters
-        ]
+        return [torch.zeros_like(one) if one.grad is None else one.grad for one in self._parameters]
 
 
 def sum_exactly(shards: list[list[Tensor]], comm: Comm, num_shards: int) -> list[Tensor]:
@@ -94,7 +92,9 @@ def sum_exactly(shards: list[list[Tensor]], comm: Comm, num_shards: int) -> list
     comm.reduce(largest.nan_to_num_(nan=torch.inf), "max")
     finite = largest.isfinite()
     exponents = torch.frexp(largest.where(finite, 0).double() * num_shards).exponent
-    grids = torch.ldexp(torch.ones_like(largest, dtype=torch.float64), exponents - _SIGNIFICAND_BITS + 1)
+    grids = torch.ldexp(
+        torch.ones_like(largest, dtype=torch.float64), exponents - _SIGNIFICAND_BITS + 1
+    )
     inverse = (1 / grids).tolist()
     first = shards[0]
     flat = torch.zeros(sum(map(Tensor.numel, first)), dtype=torch.float64, device=largest.device)

@@ -14,10 +14,8 @@ from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
 from train.checkpoint import save_checkpoint
 from train.config import IMPORT_RECIPE, FileConfig, OnnxConfig, SourceConfig, TrainConfig
-from train.data.loader import TrainLoader
 from train.export import try_export
 from train.job import Placement, choose_placement, train_on_ray
-from train.state import first_checkpoint
 from train.metrics import Evaluation, evaluate_logits
 from train.models.check import check_classifier
 from train.models.choice import absolute_path
@@ -28,6 +26,7 @@ from train.models.source import content_sha256
 from train.pretrained import PUBLISHERS, load_pretrained
 from train.report import write_report
 from train.runs import Run, RunResult, check_new_run, create_run
+from train.state import first_checkpoint
 
 EventListener = Callable[[Event], None]
 

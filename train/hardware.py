@@ -17,7 +17,9 @@ _TIMED_STEPS = 4
 _COMPILERS = ("c++", "g++", "clang++")
 
 
-def settle(config: TrainConfig, device: torch.device, world: int) -> tuple[HardwareConfig, list[str]]:
+def settle(
+    config: TrainConfig, device: torch.device, world: int
+) -> tuple[HardwareConfig, list[str]]:
     """The options as they take effect, and a note for each that was asked for and does not.
 
     Args:
@@ -41,7 +43,8 @@ def settle(config: TrainConfig, device: torch.device, world: int) -> tuple[Hardw
             without_effect("precision", "fp32", "CPUs train in fp32 or bf16")
         elif wanted.precision == "bf16" and not _has_bf16():
             notes.append(
-                "hardware.precision=bf16 is slower than fp32 here: this CPU has no instructions for it"
+                "hardware.precision=bf16 is slower than fp32 here: this CPU has no instructions "
+                "for it"
             )
         if wanted.sync_batchnorm:
             without_effect("sync_batchnorm", False, "it is for GPUs")
@@ -57,7 +60,9 @@ def settle(config: TrainConfig, device: torch.device, world: int) -> tuple[Hardw
             without_effect(option, off, "there is one worker")
     if config.exact is not None:
         if wanted.precision == "fp16" and device.type != "cpu":
-            raise ConfigError("exact: fp16 scales the loss by chance; hardware.precision is fp32 or bf16")
+            raise ConfigError(
+                "exact: fp16 scales the loss by chance; hardware.precision is fp32 or bf16"
+            )
         if changes.get("compression", wanted.compression) != "none":
             without_effect("compression", "none", "an exact run exchanges every bit")
         if changes.get("sync_batchnorm", wanted.sync_batchnorm):

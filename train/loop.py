@@ -206,7 +206,7 @@ class Trainer:
         else:
             state.optimizer.step()
         if state.ema is not None:
-            state.ema.update(step)
+            state.ema.update(step + 1)
         meter.add_norm(norm)
 
     def _forward(

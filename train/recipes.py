@@ -9,8 +9,8 @@ from train.config import (
     AugmentConfig,
     CrossEntropyConfig,
     NetConfig,
-    ResNetConfig,
     OneCycleConfig,
+    ResNetConfig,
     TrainConfig,
 )
 

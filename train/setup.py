@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from cluster.dataset import Dataset
+from cluster.dataset import Dataset, DatasetMeta
 from train.comm import Comm
 from train.config import GdConfig, TrainConfig
 from train.data.loader import TrainLoader
@@ -17,11 +18,12 @@ from train.exact import Exact
 from train.gradients import Averaged, Gradients
 from train.hardware import choose_memory_format, set_memory_format, settle, use_tf32
 from train.losses import Loss, build_loss
-from train.models.classifier import Classifier, build_base, build_classifier
-from train.models.initial import initialize_from_data
-from train.models.recompute import checkpoint_activations
-from train.optim.build import build_optimizer
-from train.state import TrainingState, shard_optimizer
+from train.models.classifier import Classifier, build_classifier
+from train.models.recomputing import checkpoint_activations
+from train.models.scaling import base_model
+from train.models.whitening import initialize_from_data
+from train.optim.build import build_optimizer, optimizer_parts
+from train.state import TrainingState
 
 _TIMED_IMAGES = 64
 
@@ -62,23 +64,23 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
     if hardware.activation_checkpointing and checkpoint_activations(classifier.net) == 0:
         notes.append("hardware.activation_checkpointing=true has no effect: no blocks were found")
-    optimizer = build_optimizer(config, classifier.net, base=build_base(config, dataset.meta))
-    if hardware.shard_optimizer:
-        optimizer = shard_optimizer(optimizer)
-        if config.checkpoint.every_s is not None and config.checkpoint.every_steps is None:
-            notes.append(
-                "checkpoint.every_s has no effect with hardware.shard_optimizer, where all workers "
-                "take part in a checkpoint; set checkpoint.every_steps"
-            )
+    sharded = hardware.shard_optimizer
+    if sharded and config.checkpoint.every_s is not None and not config.checkpoint.every_steps:
+        notes.append(
+            "checkpoint.every_s has no effect with hardware.shard_optimizer, where all workers "
+            "take part in a checkpoint; set checkpoint.every_steps"
+        )
     counts = np.bincount(train.labels, minlength=len(dataset.meta.class_names)).tolist()
     return Setup(
         config=config,
-        state=TrainingState(config, classifier, optimizer, device),
+        state=TrainingState(
+            config, classifier, _build_optimizer(config, classifier, dataset.meta), device
+        ),
         loader=build_loader(config, dataset, comm),
         loss=build_loss(config.loss, counts),
         model=torch.compile(classifier) if hardware.compile else classifier,
         autocast=_autocast(config, device),
-        sharded=hardware.shard_optimizer,
+        sharded=sharded,
         device=device,
         notes=notes,
     )
@@ -147,6 +149,18 @@ def choose_gradients(setup: Setup, comm: Comm) -> Gradients:
         net = setup.state.classifier.net
         return Exact(net, setup.model, comm, loader.parts, loader.num_parts)
     return Averaged(setup.model, comm, config.hardware, loader.parts)
+
+
+def _build_optimizer(
+    config: TrainConfig, classifier: Classifier, meta: DatasetMeta
+) -> torch.optim.Optimizer:
+    base = None
+    if config.lr_scale == "width" and (narrow := base_model(config.model)) is not None:
+        base = build_classifier(config.model_copy(update={"model": narrow}), meta).net
+    if config.hardware.shard_optimizer:
+        parts = optimizer_parts(config, classifier.net, base=base)
+        return ZeroRedundancyOptimizer(parts.groups, parts.kind, **parts.settings)
+    return build_optimizer(config, classifier.net, base=base)
 
 
 def _autocast(

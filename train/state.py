@@ -99,7 +99,7 @@ class TrainingState:
         if self.ema is not None and checkpoint.ema is not None:
             self.ema.load_state_dict(checkpoint.ema)
         elif self.ema is not None:
-            self.ema.restart()
+            self.ema.load_state_dict(net.state_dict())  # Of first weights that are not random.
         if self.scaler is not None and checkpoint.scaler is not None:
             self.scaler.load_state_dict(checkpoint.scaler)
         self.best = checkpoint.best
@@ -109,13 +109,6 @@ class TrainingState:
     def is_finite(self) -> bool:
         """Whether every weight is a number."""
         return all(bool(one.isfinite().all()) for one in self.classifier.parameters())
-
-
-def shard_optimizer(optimizer: torch.optim.Optimizer) -> ZeroRedundancyOptimizer:
-    """The same optimizer, each worker keeping the state of a part of the parameters."""
-    return ZeroRedundancyOptimizer(
-        optimizer.param_groups, optimizer_class=type(optimizer), **optimizer.defaults
-    )
 
 
 def first_checkpoint(config: TrainConfig, classifier: Classifier) -> Checkpoint:

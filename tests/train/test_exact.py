@@ -134,7 +134,9 @@ class Counting(nn.Module):
 def test_a_network_that_keeps_other_statistics_is_refused() -> None:
     net = Counting()
     gradients = Exact(net, net, Alone(), range(2), 2)
-    batch = Batch(torch.ones(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), None)
+    batch = Batch(
+        torch.ones(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), None
+    )
     with pytest.raises(ConfigError, match="changes its buffer seen"):
         gradients.compute([batch, batch], 4, lambda model, one, _: model(one.images).sum())
 

@@ -72,7 +72,9 @@ def test_nothing_is_clipped_where_nothing_is_asked() -> None:
 def test_l1_is_the_gradient_of_the_weights_magnitudes() -> None:
     net = net_with_gradients()
     optimizer = build_optimizer(PLAIN, net)
-    before = {name: one.grad.clone() for name, one in net.named_parameters() if one.grad is not None}
+    before = {
+        name: one.grad.clone() for name, one in net.named_parameters() if one.grad is not None
+    }
     reference = copy.deepcopy(net)
     penalty = torch.stack([one.abs().sum() for one in reference.parameters() if one.ndim > 1])
     reference.zero_grad()

@@ -73,9 +73,9 @@ class TrainConfig(Frozen):
     those that are decayed too."""
     optim: OptimConfig = AdamWConfig()
     lr_scale: LrScale = "none"
-    """``width`` scales the rate of each layer by its width over that of the same kind of network with
-    its default widths, as maximal-update parametrization does (Yang et al. 2022, table 8), so that
-    the best rate of a narrow network is the best one of a wide network too."""
+    """``width`` scales the rate of each layer by its width over that of the same kind of network
+    with its default widths, as maximal-update parametrization does (Yang et al. 2022, table 8), so
+    that the best rate of a narrow network is the best one of a wide network too."""
     clip: ClipConfig | None = None
     schedule: ScheduleConfig = OneCycleConfig()
     ema: EmaConfig | None = None

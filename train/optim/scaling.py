@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from cluster.errors import ConfigError
-from train.config import MuonConfig, OptimConfig
-from train.optim.groups import muon_kinds
+from train.config import OptimConfig
 
 
 def width_ratios(
