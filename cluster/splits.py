@@ -70,7 +70,8 @@ class Split:
 
     def take(self, rows: Rows, crops: Sequence[Crop] | None = None) -> npt.NDArray[np.uint8]:
         """Images of some rows; for a slice a view of the split, not to be written to."""
-        images = self.images[rows]
+        # For an array of rows, take is a third quicker than indexing.
+        images = self.images[rows] if isinstance(rows, slice) else self.images.take(rows, axis=0)
         if crops is None:
             return images
         cropped = np.empty_like(images)

@@ -1,8 +1,8 @@
 """What is done to training images."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config import Frozen
 
@@ -17,6 +17,14 @@ class ErasingConfig(Frozen):
     """Shares of an image's area."""
     fill: Literal["noise", "black"] = "noise"
 
+    @model_validator(mode="after")
+    def _areas_are_in_order(self) -> Self:
+        if self.min_area > self.max_area:
+            raise ValueError(
+                f"min_area {self.min_area:g} is larger than max_area {self.max_area:g}"
+            )
+        return self
+
 
 class ColorConfig(Frozen):
     """Colour jitter: each factor is uniform in [1 - x, 1 + x], the hue's turn in [-x, x]."""
@@ -27,6 +35,12 @@ class ColorConfig(Frozen):
     """Of colour images only."""
     hue: float = Field(default=0.0, ge=0, le=0.5)
     """In turns of the colour circle; of colour images only."""
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not (self.brightness or self.contrast or self.saturation or self.hue):
+            raise ValueError("set brightness, contrast, saturation or hue above 0")
+        return self
 
 
 class RandAugmentConfig(Frozen):
@@ -55,9 +69,9 @@ class AugmentConfig(Frozen):
     erasing: ErasingConfig | None = None
     cutout: int = Field(default=0, ge=0, le=256)
     """Blacken a square of this side at a random place (DeVries and Taylor 2017)."""
-    mixup: float = Field(default=0.0, ge=0)
+    mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Blend each image, and its label, with another's; the share is drawn from
     Beta(mixup, mixup) (Zhang et al. 2018). 0 is off."""
-    cutmix: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Paste a box of another image into each, and mix the labels by area; the share is drawn from
     Beta(cutmix, cutmix) (Yun et al. 2019). 0 is off. With both, half of the images take each."""

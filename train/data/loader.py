@@ -1,8 +1,7 @@
 """Batches out of a mapped split; encoded images are decoded ahead of the step that takes them."""
 
 import collections
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,8 +14,14 @@ from cluster.dataset import ImageSplit, Split
 from cluster.errors import ConfigError
 from cluster.images import Crop
 from train.config import AugmentConfig, Sampling
-from train.data.augment import augment, random_crops
+from train.data.augment import augment, check_augment
+from train.data.crops import random_crops
+from train.data.draws import Draws
+from train.data.geometry import Pixels
+from train.data.mixing import Mix, Partners, mix
 from train.data.sampling import epoch_order
+
+__all__ = ["Batch", "Mix", "TrainLoader", "eval_batches"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -28,34 +33,37 @@ PIECE = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's part of one optimizer step."""
+    """Images and labels that are computed together."""
 
     images: Tensor
     """uint8 ``[n, channels, height, width]``."""
     labels: Tensor
     """int64 ``[n]``."""
+    mix: Mix | None = None
+    """What else is in the images, of mixup and cutmix."""
 
 
 class TrainLoader:
-    """One worker's batches of a training split.
+    """Some parts of each batch of a training split.
 
     The order of an epoch is drawn from (seed, epoch) by :func:`epoch_order`; step ``s`` takes its
-    rows ``[s * batch_size, (s + 1) * batch_size)``, of which worker ``rank`` takes every
-    ``world``-th. Nothing else decides a batch, whichever thread decodes it, so training can begin
-    again at any step. The rows that do not fill a last batch wait for the next epoch's order.
+    rows ``[s * batch_size, (s + 1) * batch_size)``, of which part ``v`` takes every
+    ``num_parts``-th, from the ``v``-th on. Nothing else decides a batch, whoever computes its parts
+    and whichever thread decodes it, so training can begin again at any step. The rows that do not
+    fill a last batch wait for the next epoch's order.
 
     Args:
         split: the training split.
-        batch_size: images of a step over all workers; a multiple of ``world``.
+        batch_size: images of a step, over all parts.
         config: augmentation.
         sampling: which order.
         seed: of the run.
-        rank: this worker.
-        world: number of workers.
+        parts: which parts of each step to give.
+        num_parts: how many parts a step has, over all workers.
         threads: that decode; by default as many as PyTorch computes with.
 
     Raises:
-        ConfigError: a batch is larger than the split.
+        ConfigError: a batch is larger than the split, or the augmentation does not fit its images.
     """
 
     def __init__(
@@ -66,47 +74,76 @@ class TrainLoader:
         *,
         sampling: Sampling = "shuffle",
         seed: int,
-        rank: int = 0,
-        world: int = 1,
+        parts: Sequence[int] = (0,),
+        num_parts: int = 1,
         threads: int | None = None,
     ) -> None:
         if batch_size > len(split):
             raise ConfigError(
                 f"batch_size={batch_size} is larger than the training split of {len(split)} images"
             )
+        check_augment(config, len(split), *split.take(slice(0, 0)).shape[2:])
         self._split = split
         self._batch_size = batch_size
         self._config = config
         self._sampling = sampling
         self._seed = seed
-        self._rank = rank
-        self._world = world
+        self._parts = tuple(parts)
+        self._num_parts = num_parts
         self._threads = threads
+        mixes = bool(config.mixup or config.cutmix)
+        self._partners = Partners(split.labels, sampling) if mixes else None
         self.steps_per_epoch = len(split) // batch_size
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch, from ``first_step`` of it on.
+        """The parts of an epoch's steps, from ``first_step`` of it on: one step's parts in order,
+        then the next one's. A step is read when its first part is asked for, or a little ahead.
 
         Raises:
             DataError: an image is damaged; the message names its file and row.
         """
         order = epoch_order(self._split.labels, self._sampling, seed=self._seed, epoch=epoch)
-        size = self._batch_size
-        batches = (
-            order[step * size : (step + 1) * size][self._rank :: self._world]
-            for step in range(first_step, self.steps_per_epoch)
-        )
-        crops = None
-        if self._config.random_resized_crop is not None:
-            crops = functools.partial(
-                random_crops, self._config.random_resized_crop, seed=self._seed, epoch=epoch
-            )
-        for rows, images in _read(self._split, batches, self._threads, crops):
-            augmented = augment(self._config, images, rows, seed=self._seed, epoch=epoch)
-            yield Batch(augmented, torch.from_numpy(self._split.labels[rows]))
+        steps = range(first_step, self.steps_per_epoch)
+        wanted = (self._with_partners(self._rows(order, step), epoch) for step in steps)
+        scale = self._config.random_resized_crop
+
+        def crops(rows: Indices) -> list[Crop]:
+            assert scale is not None
+            return random_crops(scale, Draws(self._seed, epoch, rows))
+
+        chooser = None if scale is None else crops
+        for rows, images in _read(self._split, wanted, self._threads, chooser):
+            batch = self._batch(rows, images, epoch)
+            start = 0
+            for part in self._parts:
+                stop = start + len(range(part, self._batch_size, self._num_parts))
+                yield _cut(batch, start, stop)
+                start = stop
+
+    def _rows(self, order: Indices, step: int) -> Indices:
+        """A step's rows, one part after the other: they are computed together, which is quicker."""
+        rows = order[step * self._batch_size : (step + 1) * self._batch_size]
+        return np.concatenate([rows[part :: self._num_parts] for part in self._parts])
+
+    def _with_partners(self, rows: Indices, epoch: int) -> Indices:
+        if self._partners is None:
+            return rows
+        return np.concatenate([rows, self._partners.rows(Draws(self._seed, epoch, rows))])
+
+    def _batch(self, rows: Indices, images: Pixels, epoch: int) -> Batch:
+        """Augment what was read; what is mixed was augmented as what it is in this epoch."""
+        images = augment(images, self._config, Draws(self._seed, epoch, rows))
+        labels = torch.from_numpy(self._split.labels[rows])
+        if self._partners is None:
+            return Batch(torch.from_numpy(images), labels)
+        half = len(rows) // 2
+        own = images[:half]
+        share = mix(own, images[half:], self._config, Draws(self._seed, epoch, rows[:half]))
+        mixed = Mix(labels[half:], torch.from_numpy(share))
+        return Batch(torch.from_numpy(own), labels[:half], mixed)
 
 
-def shard_batches(
+def eval_batches(
     split: ImageSplit,
     batch_size: int,
     *,
@@ -114,20 +151,27 @@ def shard_batches(
     world: int = 1,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """One worker's share of a split for evaluation: every image once, in order, none padded.
+    """One worker's batches of a split for evaluation: every image once, in order, none padded.
 
-    Worker ``rank`` takes the rows ``rank, rank + world, ...``.
+    Batch ``b`` is the rows ``[b * batch_size, (b + 1) * batch_size)``, whatever the number of
+    workers; worker ``rank`` takes the batches ``rank, rank + world, ...``.
 
     Raises:
         DataError: an image is damaged; the message names its file and row.
     """
-    step = batch_size * world
     batches = (
-        np.arange(start, min(start + step, len(split)), world)
-        for start in range(rank, len(split), step)
+        np.arange(start, min(start + batch_size, len(split)))
+        for start in range(rank * batch_size, len(split), world * batch_size)
     )
     for rows, images in _read(split, batches, threads):
-        yield Batch(images, torch.from_numpy(split.labels[rows]))
+        yield Batch(torch.from_numpy(images), torch.from_numpy(split.labels[rows]))
+
+
+def _cut(batch: Batch, start: int, stop: int) -> Batch:
+    mixed = batch.mix
+    if mixed is not None:
+        mixed = Mix(mixed.labels[start:stop], mixed.share[start:stop])
+    return Batch(batch.images[start:stop], batch.labels[start:stop], mixed)
 
 
 @dataclass(frozen=True)
@@ -137,9 +181,9 @@ class _Pending:
     rows: Indices
     pieces: list[Future[npt.NDArray[np.uint8]]]
 
-    def images(self) -> Tensor:
+    def images(self) -> Pixels:
         """Wait for them."""
-        return torch.from_numpy(np.concatenate([piece.result() for piece in self.pieces]))
+        return np.concatenate([piece.result() for piece in self.pieces])
 
 
 def _read(
@@ -147,12 +191,12 @@ def _read(
     batches: Iterable[Indices],
     threads: int | None,
     crops: Callable[[Indices], list[Crop]] | None = None,
-) -> Iterator[tuple[Indices, Tensor]]:
+) -> Iterator[tuple[Indices, Pixels]]:
     """Rows and images of each batch, in order; an error comes where its batch would have come."""
     if crops is None and isinstance(split, Split):
         # Copying pixels out of the page cache takes no longer than asking a thread to.
         for rows in batches:
-            yield rows, torch.from_numpy(split.take(rows))
+            yield rows, split.take(rows)
         return
     pool = ThreadPoolExecutor(threads or torch.get_num_threads(), "decode")
     waiting = collections.deque[_Pending]()
