@@ -6,13 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from cluster.dataset import Dataset, SplitName
-from cluster.errors import NotFoundError, RaybridgeError
+from cluster.errors import DataError, NotFoundError, RaybridgeError
 from cluster.events import Event, append_events, make_event
 from cluster.session import Session
 from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
 from train.checkpoint import save_checkpoint
+from train.comm import Alone
 from train.config import IMPORT_RECIPE, FileConfig, OnnxConfig, SourceConfig, TrainConfig
 from train.export import try_export
 from train.job import Placement, choose_placement, train_on_ray
@@ -21,11 +25,13 @@ from train.models.check import check_classifier
 from train.models.choice import absolute_path
 from train.models.classifier import Classifier, build_classifier
 from train.models.file import check_alone, read_source
+from train.models.freezing import check_freeze
 from train.models.graph import read_graph
 from train.models.source import content_sha256
 from train.pretrained import PUBLISHERS, load_pretrained
 from train.report import write_report
 from train.runs import Run, RunResult, check_new_run, create_run
+from train.setup import set_up
 from train.state import first_checkpoint
 
 EventListener = Callable[[Event], None]
