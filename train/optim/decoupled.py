@@ -40,6 +40,17 @@ class _Step(Optimizer):
 class Sgd(_Step, torch.optim.SGD):
     """SGD and gradient descent."""
 
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step."""
+        # torch begins a buffer with the first gradient, which is the same as beginning with zeros;
+        # but its fused kernel fails where only some weights have one, as after an unfreezing.
+        for group in self.param_groups:
+            for weight in group["params"] if group["momentum"] else ():
+                state = self.state[weight]
+                if weight.grad is not None and state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+        return super().step(closure)
+
 
 class Adam(_Step, torch.optim.Adam):
     """Adam and AdamW."""
