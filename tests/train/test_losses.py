@@ -20,6 +20,11 @@ CONFIGS: list[LossConfig] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @dataclass
 class Mix:
     labels: Tensor
@@ -44,9 +49,7 @@ def test_cross_entropy_is_torchs(
     loss = build_loss(CrossEntropyConfig(label_smoothing=smoothing, class_weights=weights), COUNTS)
     # The mean of these weights over 10, 30 and 60 images is 1.
     torchs = None if weights is None else torch.tensor(weights)
-    expected = F.cross_entropy(
-        logits, labels, torchs, label_smoothing=smoothing, reduction="sum"
-    )
+    expected = F.cross_entropy(logits, labels, torchs, label_smoothing=smoothing, reduction="sum")
     assert loss(logits, labels) == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -137,7 +140,9 @@ def test_a_class_without_training_images_weighs_nothing(logits: Tensor) -> None:
 
 
 def test_weights_must_fit_the_classes() -> None:
-    with pytest.raises(ConfigError, match="class_weights has 2 numbers; the data set has 3 classes"):
+    with pytest.raises(
+        ConfigError, match="class_weights has 2 numbers; the data set has 3 classes"
+    ):
         build_loss(CrossEntropyConfig(class_weights=(1.0, 2.0)), COUNTS)
     with pytest.raises(ConfigError, match="no training image counts"):
         build_loss(CrossEntropyConfig(class_weights=(0.0, 1.0)), (10, 0))

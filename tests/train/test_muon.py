@@ -18,6 +18,11 @@ from train.optim.muon import Muon, orthogonalize
 Array = npt.NDArray[np.float64]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def zeropower(g: Array, steps: int) -> Array:
     """zeropower_via_newtonschulz5 of airbench94_muon.py."""
     a, b, c = 3.4445, -4.7750, 2.0315

@@ -38,6 +38,11 @@ ALL: list[OptimConfig] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def config_of(optim: OptimConfig, *, fused: bool = True) -> TrainConfig:
     return TrainConfig(
         recipe="test", data="digits", optim=optim, hardware=HardwareConfig(fused=fused)
@@ -202,7 +207,7 @@ def test_states_are_interchangeable_with_torchs(optim: OptimConfig) -> None:
     torchs = type(ours).__mro__[2]
     assert torchs.__module__.startswith("torch.optim")
     reference = copy.deepcopy(net)
-    other = torchs(groups_of(reference, 0.0))  # type: ignore[call-arg]
+    other = torchs(groups_of(reference, 0.0))
     other.load_state_dict(copy.deepcopy(ours.state_dict()))
     assert other.state_dict()["state"].keys() == ours.state_dict()["state"].keys()
     if not optim.decoupled:
@@ -241,7 +246,6 @@ def test_fused_steps_do_not_mind_how_gradients_lie_in_memory(optim: OptimConfig)
 
 @pytest.mark.parametrize("optim", [ALL[1], ALL[4], ALL[6]])
 def test_fused_steps_do_not_depend_on_the_number_of_threads(optim: OptimConfig) -> None:
-    before = torch.get_num_threads()
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
@@ -255,7 +259,7 @@ def test_fused_steps_do_not_depend_on_the_number_of_threads(optim: OptimConfig) 
                 parameter.grad = (parameter.detach() * (step + 1)).sin()
             optimizer.step()
         found.append(torch.cat([one.detach().flatten() for one in layer.parameters()]))
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
     assert torch.equal(*found)
 
 
@@ -267,7 +271,7 @@ def test_a_closure_is_called_with_gradients() -> None:
         def closure(net: Net = net) -> float:
             loss = net(torch.ones(2, 1, 8, 8)).square().mean()
             loss.backward()
-            return loss.item()
+            return float(loss.item())
 
         assert optimizer.step(closure) == pytest.approx(
             small_net()(torch.ones(2, 1, 8, 8)).square().mean().item()

@@ -14,12 +14,17 @@ from train.regularization import add_l1, clip_gradients, gradient_norm
 PLAIN = TrainConfig(recipe="test", data="digits")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def net_with_gradients() -> Net:
     torch.manual_seed(0)
     net = Net(NetConfig(channels=(2, 3), hidden=4), (1, 8, 8), 10)
     net(torch.randn(5, 1, 8, 8)).square().sum().backward()
     # One that is frozen.
-    net.conv2.bias.grad = None
+    net.get_parameter("conv2.bias").grad = None
     return net
 
 
@@ -72,7 +77,9 @@ def test_nothing_is_clipped_where_nothing_is_asked() -> None:
 def test_l1_is_the_gradient_of_the_weights_magnitudes() -> None:
     net = net_with_gradients()
     optimizer = build_optimizer(PLAIN, net)
-    before = {name: one.grad.clone() for name, one in net.named_parameters() if one.grad is not None}
+    before = {
+        name: one.grad.clone() for name, one in net.named_parameters() if one.grad is not None
+    }
     reference = copy.deepcopy(net)
     penalty = torch.stack([one.abs().sum() for one in reference.parameters() if one.ndim > 1])
     reference.zero_grad()
