@@ -1,8 +1,9 @@
 """What values pixels of uint8 batches take, different for each image.
 
-Where Pillow has the operation, this is Pillow's, to the byte, except for contrast, where Pillow
-rounds the mean; torchvision's, which computes grey otherwise, are at most a level or two away. Sums
-over an image are sums of integers, so that an image's bits do not depend on the size of its batch.
+Where Pillow has the operation, this is Pillow's, to the byte, except for contrast and autocontrast,
+where Pillow rounds on the way; torchvision's, which computes grey otherwise, are at most two levels
+away. Sums over an image are sums of integers, so that an image's bits do not depend on the size of
+its batch.
 """
 
 import numpy as np
@@ -135,7 +136,8 @@ def grey(images: Pixels) -> Pixels:
         return images
     red, green, blue = images.transpose(1, 0, 2, 3).astype(np.uint32)
     luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-    return luma.astype(np.uint8)[:, None]
+    greys: Pixels = luma.astype(np.uint8)[:, None]
+    return greys
 
 
 def _blend(
