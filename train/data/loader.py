@@ -14,11 +14,11 @@ from cluster.dataset import ImageSplit, Split
 from cluster.errors import ConfigError
 from cluster.images import Crop
 from train.config import AugmentConfig, Sampling
-from train.data.augment import augment, check_augment
+from train.data.augment import augment, check_augment, mix
 from train.data.crops import random_crops
 from train.data.draws import Draws
 from train.data.geometry import Pixels
-from train.data.mixing import Mix, Partners, mix
+from train.data.mixing import Mix, Partners
 from train.data.sampling import epoch_order
 
 __all__ = ["Batch", "Mix", "TrainLoader", "eval_batches"]
