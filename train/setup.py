@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from cluster.dataset import Dataset, DatasetMeta
 from train.comm import Comm
 from train.config import GdConfig, TrainConfig
+from train.data.augment import without_effect
 from train.data.loader import TrainLoader
 from train.exact import Exact
 from train.gradients import Averaged, Gradients
@@ -58,6 +60,7 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
         ConfigError: a part of the configuration does not fit the data set or the device.
     """
     hardware, notes = settle(config, device, comm.world)
+    notes += without_effect(config.augment, dataset.meta.image.channels)
     config = config.model_copy(update={"hardware": hardware})
     train = dataset.split("train")
     classifier = build_classifier(config, dataset.meta)
@@ -79,6 +82,7 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
     batch_size = len(train) if isinstance(config.optim, GdConfig) else config.batch_size
     num_parts = count_parts(config, len(train), comm.world)
     parts = range(comm.rank, num_parts, comm.world)
+    model: Any = torch.compile(classifier) if hardware.compile else classifier
     counts = np.bincount(train.labels, minlength=len(dataset.meta.class_names)).tolist()
     return Setup(
         config=config,
@@ -98,7 +102,7 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
         parts=parts,
         num_parts=num_parts,
         loss=build_loss(config.loss, counts),
-        model=torch.compile(classifier) if hardware.compile else classifier,
+        model=model,
         autocast=_autocast(config, device),
         sharded=sharded,
         device=device,

@@ -98,7 +98,7 @@ def test_gradient_descent_takes_one_step_an_epoch_by_the_whole_split(
         with torch.no_grad():
             for parameter in classifier.parameters():
                 assert parameter.grad is not None
-                parameter -= 0.5 * parameter.grad
+                parameter.sub_(parameter.grad, alpha=0.5)
     for mine, theirs in zip(trainer.net.parameters(), classifier.net.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
