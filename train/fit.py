@@ -2,13 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.dataset import Dataset, SplitName
-from cluster.errors import NotFoundError, RaybridgeError
-from cluster.events import Event, append_events, make_event
+from cluster.errors import NotFoundError
+from cluster.events import make_event
 from cluster.session import Session
 from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
@@ -16,7 +16,7 @@ from train.checkpoint import save_checkpoint
 from train.config import IMPORT_RECIPE, FileConfig, OnnxConfig, SourceConfig, TrainConfig
 from train.data.loader import TrainLoader
 from train.export import try_export
-from train.job import Placement, choose_placement, train_on_ray
+from train.job import Placement, WorkerResult, choose_placement, train_on_ray
 from train.loop import first_checkpoint
 from train.metrics import Evaluation, evaluate_logits
 from train.models.check import check_classifier
@@ -27,9 +27,9 @@ from train.models.graph import read_graph
 from train.models.source import content_sha256
 from train.pretrained import PUBLISHERS, load_pretrained
 from train.report import write_report
-from train.runs import Run, RunResult, check_new_run, create_run
-
-EventListener = Callable[[Event], None]
+from train.runs import Run, RunResult, Start, check_new_run, create_run
+from train.stopping import best_epoch
+from train.watch import EventListener, Watch
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def resume(
     session: Session,
     *,
     epochs: int | None = None,
-    workers: int | None = None,
+    resources: Mapping[str, object] | None = None,
     listener: EventListener = lambda _: None,
 ) -> FitOutcome:
     """Go on with a run from its newest checkpoint.
@@ -152,7 +152,7 @@ def resume(
         tracking: where it is recorded.
         session: the cluster to train on.
         epochs: train to this epoch instead of the one first asked for.
-        workers: go on with another number of workers.
+        resources: fields of ``resources`` to change, such as the number of workers.
         listener: told every event as it arrives.
 
     Raises:
@@ -162,8 +162,8 @@ def resume(
     changes: dict[str, object] = {}
     if epochs is not None:
         changes["epochs"] = epochs
-    if workers is not None:
-        changes["resources"] = {"workers": workers}
+    if resources is not None:
+        changes["resources"] = dict(resources)
     with run.alone():
         config = run.config()
         if config.recipe == IMPORT_RECIPE:
@@ -171,18 +171,30 @@ def resume(
                 f"run {run.name} was imported, and has no training to go on with; begin with its "
                 f"weights: python -m train fit RECIPE --model MODEL --pretrained {run.weights_file}"
             )
+        _check_unfinished(run, config, epochs)
         config = config.with_changes(changes, "resume")
-        if run.finished and config.epochs <= run.result().epochs:
-            raise NotFoundError(
-                f"run {run.name} has finished its {run.result().epochs} epochs; "
-                "ask for more with --epochs"
-            )
         dataset = run.dataset(store)
         check_fit(config, dataset)
         placement = choose_placement(config.resources, session)
         run.write_config(config)
         log = _resume_log(run, config, tracking)
         return _carry_out(config, dataset, run, store, log, placement, listener)
+
+
+def _check_unfinished(run: Run, config: TrainConfig, epochs: int | None) -> None:
+    """Return if there is training to go on with."""
+    if not run.finished:
+        return
+    done = run.result().epochs
+    if done < config.epochs:
+        raise NotFoundError(
+            f"run {run.name} stopped early, after {done} of {config.epochs} epochs; train a new "
+            "one with more early_stopping.patience, or with early_stopping=none"
+        )
+    if (epochs or 0) <= done:
+        raise NotFoundError(
+            f"run {run.name} has finished its {done} epochs; ask for more with --epochs"
+        )
 
 
 def _resume_log(run: Run, config: TrainConfig, tracking: Tracking) -> RunLog:
@@ -247,27 +259,15 @@ def _carry_out(
 ) -> FitOutcome:
     try:
         run.write_info(run.info().model_copy(update={"mlflow_run_id": log.run_id}))
-        watch = _Watch(run, log, listener)
+        watch = Watch(run, log, listener)
         listener(make_event("run", {"name": run.name}))
         began = time.monotonic()
-        worked = train_on_ray(config, dataset, run, store, placement, watch)
-        watch.push_events()
-        result = RunResult(
-            epochs=config.epochs,
-            steps=worked.steps,
-            workers=placement.workers,
-            device=worked.device,
-            seconds=time.monotonic() - began,
-            images_per_s=statistics.median(entry["images_per_s"] for entry in worked.history),
-            restarts=max(0, watch.starts - 1),
-            weights_sha256=worked.weights_sha256,
-            history=worked.history,
-            failures={
-                "checkpoints": watch.checkpoint_failures,
-                "events": watch.event_failures,
-                "tracking": log.failures,
-            },
-        )
+        try:
+            worked = train_on_ray(config, dataset, run, store, placement, watch)
+        finally:
+            watch.close()
+        seconds = time.monotonic() - began
+        result = _result(config, run, placement, worked, watch, seconds)
         evaluation = conclude(run, dataset, result, log)
     except BaseException as error:
         # An interrupt, and Ray's answer to SIGTERM, are no Exceptions.
@@ -275,6 +275,42 @@ def _carry_out(
         raise
     log.finish("FINISHED")
     return FitOutcome(run, result, evaluation)
+
+
+def _result(
+    config: TrainConfig,
+    run: Run,
+    placement: Placement,
+    worked: WorkerResult,
+    watch: Watch,
+    seconds: float,
+) -> RunResult:
+    history, stopping = worked.history, config.early_stopping
+    starts = tuple(
+        Start(
+            step=int(event["step"]),
+            workers=len(event["workers"]),
+            total_steps=int(event["total_steps"]),
+        )
+        for event in run.events("start")
+    )
+    return RunResult(
+        epochs=int(history[-1]["epoch"]),
+        steps=worked.steps,
+        # Of an elastic run they may be fewer than were asked for.
+        workers=starts[-1].workers if starts else placement.workers,
+        device=worked.device,
+        seconds=seconds,
+        images_per_s=statistics.median(entry["images_per_s"] for entry in history),
+        restarts=max(0, watch.starts - 1),
+        weights_sha256=worked.weights_sha256,
+        history=history,
+        failures=watch.failures(),
+        threads=placement.cpus,
+        best_epoch=None if stopping is None else best_epoch(history, stopping) or None,
+        notes=tuple(dict.fromkeys(str(event["text"]) for event in run.events("note"))),
+        starts=starts,
+    )
 
 
 def conclude(run: Run, dataset: Dataset, result: RunResult, log: RunLog) -> Evaluation:
@@ -304,45 +340,3 @@ def _evaluate(run: Run, dataset: Dataset, split: SplitName) -> Evaluation:
     )
     run.write_evaluation(evaluation, split)
     return evaluation
-
-
-class _Watch:
-    """Takes what the workers tell: keeps it, counts it, passes it on."""
-
-    def __init__(self, run: Run, log: RunLog, listener: EventListener) -> None:
-        self._run = run
-        self._log = log
-        self._listener = listener
-        self.starts = 0
-        self.checkpoint_failures = 0
-        self.event_failures = 0
-        run.path.mkdir(parents=True, exist_ok=True)
-        if run.folder.has(run.events_file.name):
-            run.folder.pull(run.events_file.name)  # Which another host may have written to.
-
-    def push_events(self) -> None:
-        """Let other hosts see the events so far."""
-        try:
-            self._run.folder.push(self._run.events_file.name)
-        except RaybridgeError:
-            self.event_failures += 1
-
-    def __call__(self, events: list[Event]) -> None:
-        append_events(self._run.events_file, events)
-        for event in events:
-            if event["kind"] == "start":
-                self.starts += 1
-            elif event["kind"] == "checkpoint_failures":
-                self.checkpoint_failures += int(event["count"])
-            elif event["kind"] == "epoch":
-                names = (
-                    "train_loss",
-                    "train_accuracy",
-                    "val_loss",
-                    "val_accuracy",
-                    "lr",
-                    "images_per_s",
-                )
-                self._log.metrics({name: event[name] for name in names}, int(event["step"]))
-                self.push_events()
-            self._listener(event)

@@ -92,7 +92,6 @@ def test_first_weights_that_are_no_numbers_are_found_out_first(
         prepare(asked, shared_store)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_run_that_diverged_still_has_its_report(
     store: Store, settings: Settings, digits_dataset: Dataset
 ) -> None:
