@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from cluster.config import Frozen
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-ClassWeights = Literal["balanced"] | Annotated[tuple[float, ...], Field(min_length=2)]
+ClassWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ClassWeights = Literal["balanced"] | Annotated[tuple[ClassWeight, ...], Field(min_length=2)]
 
 
 class _LossConfig(Frozen):
@@ -115,7 +116,8 @@ class MuonConfig(_OptimConfig):
 
     For convolution kernels, reshaped to ``[out, in * height * width]``, and for linear layers
     between others, as in airbench94_muon; the first and the last layer, biases and normalisation
-    take SGD with Nesterov momentum, at the rates below.
+    take SGD with Nesterov momentum, at the rates below. What is decayed loses the same share,
+    ``lr * weight_decay``, whatever its ratio; kernels that are normalised are not decayed.
     """
 
     name: Literal["muon"] = "muon"
@@ -132,7 +134,15 @@ class MuonConfig(_OptimConfig):
     """Rate of the first and the last layer's weights over ``lr``."""
     sgd_momentum: float = Field(default=0.85, ge=0, lt=1)
     """Of what takes SGD."""
-    decoupled: Literal[True] = True
+    decay_biases: bool = False
+    """Decay biases and normalisation weights too, as airbench does."""
+    decoupled: bool = True
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0; set optim.nesterov=false")
+        return self
 
 
 OptimConfig = Annotated[
@@ -166,9 +176,9 @@ class EarlyStoppingConfig(Frozen):
 
     metric: Literal["val_loss", "val_accuracy"] = "val_loss"
     patience: int = Field(default=5, ge=1)
-    """Epochs without an improvement that are waited for the next one."""
+    """Epochs in a row without an improvement after which the run ends."""
     min_delta: float = Field(default=0.0, ge=0)
-    """What counts as an improvement over the best so far."""
+    """An improvement is more than this over the best so far."""
     restore_best: bool = True
     """End with the weights of the best epoch, not with the last ones."""
 

@@ -13,7 +13,8 @@ class _ScheduleConfig(Frozen):
     start: float = Field(default=0.05, ge=0)
     """Multiple at the first step, if there is a warm-up."""
     unit: Literal["step", "epoch"] = "step"
-    """Whether the rate changes with every step or is held over each epoch."""
+    """Whether the rate changes with every step or is held over each epoch. By epoch, the warm-up
+    takes whole epochs."""
 
 
 class _FallingConfig(_ScheduleConfig):
@@ -37,7 +38,7 @@ class TimeConfig(_ScheduleConfig):
 
 
 class StepConfig(_ScheduleConfig):
-    """Times ``factor`` at each of some epochs."""
+    """Times ``factor`` after each of some epochs, counted from the beginning of the run."""
 
     name: Literal["step"] = "step"
     milestones: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
@@ -90,8 +91,8 @@ class PlateauConfig(_ScheduleConfig):
     patience: int = Field(default=2, ge=0)
     """Epochs without an improvement that are waited for the next one."""
     min_delta: float = Field(default=1e-4, ge=0)
-    """What counts as an improvement over the best so far."""
-    min_multiple: float = Field(default=0.0, ge=0)
+    """An improvement is more than this over the best so far."""
+    min_multiple: float = Field(default=0.0, ge=0, le=1)
     """The rate falls no further than this."""
 
 
