@@ -12,7 +12,7 @@ from cluster.dataset import Dataset, ImageSplit, SplitName
 from cluster.errors import DataError
 from cluster.store import Store
 from train.export import load_classifier
-from train.loop import EVAL_BATCH, predict_shard
+from train.inference import EVAL_BATCH, predict
 from train.metrics import Evaluation, evaluate_logits
 from train.models.classifier import Classifier
 from train.runs import Run
@@ -38,7 +38,7 @@ def evaluate_run(run: Run, store: Store, split: SplitName, data: str | None = No
     """
     own, dataset, classifier = _open(run, store, data)
     images = dataset.split(split)
-    logits = predict_shard(classifier, images, torch.device("cpu"))
+    logits = predict(classifier, images, torch.device("cpu"))
     evaluation = _evaluate(logits, dataset, split)
     if dataset.meta.digest == own.meta.digest:
         run.write_logits(logits.astype(np.float32), split)

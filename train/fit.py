@@ -17,7 +17,6 @@ from train.config import IMPORT_RECIPE, FileConfig, OnnxConfig, SourceConfig, Tr
 from train.data.loader import TrainLoader
 from train.export import try_export
 from train.job import Placement, WorkerResult, choose_placement, train_on_ray
-from train.loop import first_checkpoint
 from train.metrics import Evaluation, evaluate_logits
 from train.models.check import check_classifier
 from train.models.choice import absolute_path
@@ -28,6 +27,7 @@ from train.models.source import content_sha256
 from train.pretrained import PUBLISHERS, load_pretrained
 from train.report import write_report
 from train.runs import Run, RunResult, Start, check_new_run, create_run
+from train.state import first_checkpoint
 from train.stopping import best_epoch
 from train.watch import EventListener, Watch
 
@@ -121,7 +121,7 @@ def fit(
         ResourceError: CPUs or GPUs are not free; nothing has been written.
         TrainingError: the run failed; its folder keeps the checkpoints.
     """
-    placement = choose_placement(config.resources, session)
+    placement = choose_placement(config, session)
     run = create_run(store, config, dataset, name)
     with run.alone():
         if config.pretrained is not None:
@@ -175,7 +175,7 @@ def resume(
         config = config.with_changes(changes, "resume")
         dataset = run.dataset(store)
         check_fit(config, dataset)
-        placement = choose_placement(config.resources, session)
+        placement = choose_placement(config, session)
         run.write_config(config)
         log = _resume_log(run, config, tracking)
         return _carry_out(config, dataset, run, store, log, placement, listener)
@@ -297,8 +297,7 @@ def _result(
     return RunResult(
         epochs=int(history[-1]["epoch"]),
         steps=worked.steps,
-        # Of an elastic run they may be fewer than were asked for.
-        workers=starts[-1].workers if starts else placement.workers,
+        workers=worked.workers,
         device=worked.device,
         seconds=seconds,
         images_per_s=statistics.median(entry["images_per_s"] for entry in history),

@@ -32,6 +32,7 @@ class ProgressView:
         )
         self._task: TaskID | None = None
         self._run: str | None = None
+        self._notes: set[str] = set()
         self._workers: int | None = None
         self._total_steps = 0
         self._epoch_seconds: list[float] = []
@@ -57,7 +58,9 @@ class ProgressView:
             self._run = event["name"]
             self._say(event, f"run {self._run}")
         elif event["kind"] == "note":
-            self._say(event, f"note: {event['text']}")
+            if event["text"] not in self._notes:  # Every start tells them again.
+                self._notes.add(event["text"])
+                self._say(event, f"note: {event['text']}")
         elif event["kind"] == "start":
             self._on_start(event)
         elif event["kind"] == "progress":
@@ -69,10 +72,7 @@ class ProgressView:
         step, workers = int(event["step"]), len(event["workers"])
         self._total_steps = int(event["total_steps"])
         if self._workers is not None:
-            now = "" if workers == self._workers else f" by {_count(workers, 'worker')}"
-            self._say(
-                event, f"a worker died; its place was filled, and step {step} is gone on from{now}"
-            )
+            self._say(event, f"{_what_happened(self._workers, workers)} from step {step}")
         elif step:
             self._say(event, f"going on from step {step} of {self._total_steps}")
         self._workers = workers
@@ -128,5 +128,10 @@ def format_eta(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _what_happened(before: int, now: int) -> str:
+    """Why workers begin again, as the beginning of a sentence."""
+    if now > before:
+        return f"more CPUs or GPUs are free: going on with {now} workers instead of {before}"
+    if now < before:
+        return f"a worker died, and no other is free: going on with {now} instead of {before}"
+    return "a worker died; its place was filled: going on"

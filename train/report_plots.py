@@ -131,10 +131,7 @@ def _draw_rate(history: History, config: TrainConfig) -> Chart:
     clock = Clock(config.epochs, steps_per_epoch)
     steps = np.unique(np.linspace(0, clock.total_steps - 1, SCHEDULE_POINTS).round().astype(int))
     rates = [
-        config.optim.lr
-        # What a step knows: the epochs before its own.
-        * lr_multiple(config.schedule, int(step), clock, history[: step // steps_per_epoch])
-        for step in steps
+        config.optim.lr * lr_multiple(config.schedule, int(step), clock, history) for step in steps
     ]
     with mpl.rc_context(_STYLE):
         figure, axes = _figure("epoch")
@@ -190,7 +187,7 @@ def _to_svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # Ids of matplotlib's groups, which every chart has and nothing refers to.
-    text = re.sub(r'<g id="[^"]+_\d+">', "<g>", text)
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
     # The size is the page's to choose.
     text = re.sub(r'(<svg [^>]*?)width="[^"]+" height="[^"]+"', r"\1", text, count=1)
     text = re.sub(r'(<svg [^>]*?)height="[^"]+" ([^>]*?)width="[^"]+"', r"\1\2", text, count=1)

@@ -4,12 +4,14 @@ Written one event at a time, without the threads of tensorboardX's ``SummaryWrit
 fails tells nobody, and here a write that fails is counted while training goes on.
 """
 
+import socket
+import time
 from collections.abc import Callable, Mapping
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event as Record
 from tensorboardX.proto.event_pb2 import SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 from cluster.events import Event
 from cluster.store import Folder
@@ -37,7 +39,8 @@ class TensorBoardLog:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._writer: EventsWriter | None = None
+        self._writer: RecordWriter | None = None
+        self._name = ""
         self.failures = 0
         self.last_failure = ""
         self._try(self._open)
@@ -65,14 +68,14 @@ class TensorBoardLog:
             return
         self._writer = None
         self._try(writer.close)
-        self._try(lambda: self._folder.push(*self._folder_names()))
+        self._try(lambda: self._folder.push(self._name))
 
     def _open(self) -> None:
         self._folder.path.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(self._folder.path / "events"))
-
-    def _folder_names(self) -> list[str]:
-        return sorted(file.name for file in self._folder.path.iterdir())
+        # TensorBoard reads files of this name, in the order of their names.
+        self._name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}"
+        self._writer = RecordWriter(str(self._folder.path / self._name))
+        self._add(Record(wall_time=time.time(), file_version="brain.Event:2"))
 
     def _scalars(self, event: Event, tags: Mapping[str, str]) -> None:
         values = [
@@ -87,7 +90,7 @@ class TensorBoardLog:
     def _add(self, record: Record) -> None:
         writer = self._writer
         if writer is not None:
-            self._try(lambda: writer.write_event(record))
+            self._try(lambda: writer.write(record.SerializeToString()))
 
     def _flush(self) -> None:
         if self._writer is not None:
