@@ -11,6 +11,7 @@ from torch import Tensor
 from cluster.dataset import Dataset, ImageSplit, SplitName
 from cluster.errors import DataError
 from cluster.store import Store
+from train.data.loader import eval_batches
 from train.export import load_classifier
 from train.inference import EVAL_BATCH, predict
 from train.metrics import Evaluation, evaluate_logits
@@ -71,11 +72,12 @@ def predict_views(
 ) -> npt.NDArray[np.float32]:
     """Logits ``[rows, classes]`` of a split, each the weighted mean over views of the image."""
     classifier.eval()
-    parts = []
-    for start in range(0, len(split), EVAL_BATCH):
-        images = torch.from_numpy(split.take(slice(start, start + EVAL_BATCH)))
-        parts.append(view_logits(classifier, images, views).numpy())
-    return np.concatenate(parts)
+    return np.concatenate(
+        [
+            view_logits(classifier, batch.images, views).numpy()
+            for batch in eval_batches(split, EVAL_BATCH)
+        ]
+    )
 
 
 def view_logits(classifier: Classifier, images: Tensor, views: Views) -> Tensor:

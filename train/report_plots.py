@@ -4,11 +4,13 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from train.config import TrainConfig
 from train.metrics import Evaluation
@@ -29,7 +31,7 @@ _COLORS = {
     "val": "#2563eb",
     "accent": "#ea580c",
 }
-_STYLE = {
+_STYLE: dict[Any, object] = {
     "svg.fonttype": "none",
     "axes.edgecolor": _COLORS["line"],
     "axes.labelcolor": _COLORS["soft"],
@@ -174,7 +176,7 @@ def _figure(x_label: str) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_xlabel(x_label)
     if x_label == "epoch":
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return figure, axes
 
 

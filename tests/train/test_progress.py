@@ -143,8 +143,8 @@ def test_a_resumed_run_says_where_it_goes_on() -> None:
 
 def test_who_stops_a_run_is_told_how_to_go_on() -> None:
     shown, written = view()
+    shown.on_event({"kind": "run", "time": 0.0, "name": "one"})
     with pytest.raises(KeyboardInterrupt), shown:
-        shown.on_event({"kind": "run", "time": 0.0, "name": "one"})
         raise KeyboardInterrupt
     assert "stopped; go on with: python -m train resume one" in written.getvalue()
 

@@ -81,8 +81,6 @@ def test_a_run_is_found_by_every_name_that_it_goes_by(
 def test_what_does_not_exist_is_looked_for_in_places_that_are_named(
     store: Store, tracking: Tracking, target: str, kind: type[UserError], message: str
 ) -> None:
-    if target == "latest":
-        target, message = "latest", r"is no run and no bundle in|no run 'latest' in"
     with pytest.raises(kind, match=message):
         find_original(target, store, tracking)
 
@@ -128,7 +126,7 @@ def test_runs_that_cannot_be_trained_again_are_told(
     ("exact", "changes", "cautions"),
     [
         (False, {}, []),
-        (False, {"starts": STARTS}, ["interrupted or elastic, by 1 then 2 workers"]),
+        (False, {"starts": STARTS}, ["interrupted or elastic, by 1, then 2 workers"]),
         (False, {"restarts": 1}, ["was interrupted or elastic, and is not exact"]),
         (True, {"starts": STARTS}, []),
         (
