@@ -49,7 +49,6 @@ class Ema:
         torch._foreach_lerp_(averages, values, 1 - decay)
 
     @contextmanager
-    @torch.no_grad()
     def swapped(self) -> Iterator[None]:
         """Put the average into the network, and the trained weights back at the end."""
         own = {name: value.clone() for name, value in self._net.state_dict().items()}

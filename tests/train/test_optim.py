@@ -1,11 +1,15 @@
 """Optimizers against torch's own, and their parameter groups."""
 
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from train.config import (
@@ -214,6 +218,30 @@ def test_states_are_interchangeable_with_torchs(optim: OptimConfig) -> None:
         train(net, ours, 2, first=3)
         train(reference, other, 2, first=3)
         assert same(net, reference)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("optim", ALL)
+def test_the_parts_make_a_sharded_optimizer(optim: OptimConfig) -> None:
+    net, reference = small_net(), small_net()
+    parts = optimizer_parts(config_of(optim), net)
+    sharded = ZeroRedundancyOptimizer(parts.groups, parts.kind, **parts.settings)
+    plain = build_optimizer(config_of(optim), reference)
+    for optimizer in (sharded, plain):
+        set_lr(optimizer, 0.02)
+    train(net, sharded, 3)
+    train(reference, plain, 3)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(net.parameters(), reference.parameters(), strict=True)
+    )
 
 
 def test_fused_is_used_where_torch_has_it() -> None:

@@ -102,6 +102,23 @@ def test_the_best_rate_agrees_within_one_step_at_one_two_and_four_times_the_widt
     assert max(found) - min(found) <= 1, found
 
 
+def test_without_scaling_the_best_rate_of_a_narrow_network_is_too_high_for_a_wide_one(
+    digits: tuple[Tensor, Tensor],
+) -> None:
+    def adamw(lr: float) -> OptimConfig:
+        return AdamWConfig(lr=lr, weight_decay=0.0)
+
+    best = best_rate(digits, adamw, range(-6, -1), 1, "width")
+    lost: dict[LrScale, float] = {}
+    scales: tuple[LrScale, ...] = ("width", "none")
+    for scale in scales:
+        losses = [final_loss(digits, adamw(2.0**power), 8, scale) for power in (best - 2, best - 1)]
+        own = final_loss(digits, adamw(2.0**best), 8, scale)
+        lost[scale] = own / min(own, *losses)
+    assert lost["width"] < 1.5
+    assert lost["none"] > 2
+
+
 def test_adaptive_rates_fall_with_the_inputs_of_a_layer() -> None:
     """Table 8 of Yang et al. 2022; a convolution's inputs are its channels."""
     ratios = width_ratios(AdamWConfig(), net_of(4), net_of(1))
