@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 PACKAGES = ("cluster", "train", "serve", "tune")
+LOCK_FILE = "requirements.lock"
 LIBRARIES = ("raybridge", "torch", "torchvision", "ray", "numpy", "onnx", "onnxruntime", "pyarrow")
 
 
@@ -25,6 +26,15 @@ def code_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{head}-dirty" if changed else head
+
+
+def lock_sha256() -> str | None:
+    """sha256 of the lock file of the checkout that this code is imported from; None without one."""
+    try:
+        content = (Path(__file__).resolve().parent.parent / LOCK_FILE).read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(content).hexdigest()
 
 
 def code_digest() -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.cli import JsonOption, Output, main, new_app
+from train import data_cli
 
 app = new_app(
     "Turn images into a checked, registered model.\n\n"
@@ -18,133 +19,17 @@ app = new_app(
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or 'latest'.")]
 
 
-@app.command()
-def ingest(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="digits, mnist, fashion-mnist, cifar10 or cifar100; a folder of class folders, "
-            "with or without train, val and test folders above them; a folder of Parquet or IDX "
-            "files; a Parquet file; or a CSV file of paths and labels."
-        ),
-    ],
-    name: Annotated[str, typer.Option(help="What the data set will be called.")],
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WIDTH[xHEIGHT]",
-            help="Bring images to this size. [default: the one that all of them have]",
-        ),
-    ] = None,
-    channels: Annotated[
-        Literal["1", "3"] | None,
-        typer.Option(help="Gray or color. [default: gray if all images are]"),
-    ] = None,
-    resize: Annotated[
-        Literal["crop", "pad", "stretch"] | None,
-        typer.Option(
-            help="Cut what is over, fit inside on black, or ignore proportions; a server does the "
-            "same. [default: crop]"
-        ),
-    ] = None,
-    normalize: Annotated[
-        Literal["dataset", "half", "none"] | None,
-        typer.Option(
-            help="What models normalise with: the training images' mean and deviation, 0.5 and "
-            "0.5, or nothing. [default: dataset; with --append the version's]"
-        ),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SHARES",
-            help="Shares of train, val and test, without those that the source brings. "
-            "[default: 0.7,0.1,0.2; where there is a test split 0.9,0.1]",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which image goes to which split.")] = 0,
-    append: Annotated[
-        bool,
-        typer.Option(
-            "--append",
-            help="Begin with the newest version's images, each in the split that it is in; images "
-            "that are there already are left out.",
-        ),
-    ] = False,
-    on_bad: Annotated[
-        Literal["error", "skip"],
-        typer.Option(help="What files that cannot be decoded do: stop it all, or be left out."),
-    ] = "error",
-    storage: Annotated[
-        Literal["auto", "pixels", "encoded"],
-        typer.Option(
-            help="Keep images decoded, or as they are, to be decoded while training. auto: decoded "
-            "if that takes less than 2 GiB."
-        ),
-    ] = "auto",
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that holds a named source's files.")
-    ] = None,
-    class_names: Annotated[
-        str | None, typer.Option(help="Names in label order, separated by commas.")
-    ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of images or paths, where it is not clear.")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of labels, where it is not clear.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Read images once and keep them as a data set that workers map into memory.
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|MIN:MAX",
+        help="Data-parallel workers; with MIN:MAX the run goes on with what is free, down to MIN. "
+        "[default: the configuration's]",
+    ),
+]
 
-    Every file is decoded, on all cores, to what a person sees: upright, on white where it is
-    transparent, the first frame of an animation. The splits hold every class in the same
-    proportion. Reading the same source again makes no new version. Copies across splits and images
-    under two labels are told. docs/data.md says more about the kinds of sources.
-    """
-    from train.data.options import IngestOptions, parse_size
-    from train.data.splitting import parse_shares
-    from train.data_commands import run_ingest
-
-    options = IngestOptions(
-        size=parse_size(size) if size else None,
-        channels=None if channels is None else 1 if channels == "1" else 3,
-        resize=resize,
-        normalize=normalize,
-        shares=parse_shares(split) if split else None,
-        seed=seed,
-        storage=storage,
-        on_bad=on_bad,
-        append=append,
-    )
-    run_ingest(
-        source,
-        name,
-        options,
-        Output(as_json),
-        root=root,
-        class_names=tuple(part.strip() for part in class_names.split(",")) if class_names else None,
-        image_column=image_column,
-        label_column=label_column,
-    )
-
-
-@app.command()
-def data(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="Which data set.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the data sets, or show one.
-
-    Of one: images of each split and class, statistics, what it was made from, where its picture is,
-    and images that are there twice, across splits or under two labels.
-    """
-    from train.data_commands import run_data
-
-    run_data(name, Output(as_json))
+app.command()(data_cli.ingest)
+app.command()(data_cli.data)
 
 
 @app.command()
@@ -155,9 +40,15 @@ def fit(
     data: Annotated[
         str | None, typer.Option(help="Data set, NAME or NAME@VERSION. [default: the recipe's]")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Data-parallel workers. [default: the recipe's]")
-    ] = None,
+    workers: WorkersOption = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Weights that depend on configuration and seed alone, to the bit: not on the "
+            "number of workers, a kill or a resume.",
+        ),
+    ] = False,
     config_file: Annotated[
         Path | None,
         typer.Option("--config", help="TOML or JSON file of fields that replace the recipe's."),
@@ -202,6 +93,7 @@ def fit(
     dies is replaced and the run goes on from its newest checkpoint, to the same weights.
     """
     from cluster.config import parse_overrides, read_config_file
+    from train.arguments import parse_workers
     from train.models.choice import choose_model
     from train.recipes import get_recipe
 
@@ -210,10 +102,11 @@ def fit(
     if config_file is not None:
         config = config.with_changes(read_config_file(config_file), f"--config {config_file}")
     # Flags and overrides are applied together: either alone may not be valid yet.
-    pairs = list(overrides or [])
+    changes = parse_overrides(overrides or [])
     if workers is not None:
-        pairs.append(f"resources.workers={workers}")
-    changes = parse_overrides(pairs)
+        changes["resources"] = {**changes.get("resources", {}), **parse_workers(workers)}
+    if exact:
+        changes["exact"] = changes.get("exact") or {}
     if data is not None:
         changes["data"] = data
     if pretrained is not None:
@@ -234,9 +127,7 @@ def fit(
 def resume(
     run: RunArgument,
     epochs: Annotated[int | None, typer.Option(min=1, help="Train to this epoch instead.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Go on with this many workers.")
-    ] = None,
+    workers: WorkersOption = None,
     register: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Export and register afterwards.")
     ] = None,
@@ -246,9 +137,36 @@ def resume(
 
     Begins at the newest checkpoint that can be read, in the middle of an epoch if need be.
     """
+    from train.arguments import parse_workers
     from train.commands import run_resume
 
-    run_resume(run, Output(as_json), epochs=epochs, workers=workers, register=register)
+    resources = None if workers is None else parse_workers(workers)
+    run_resume(run, Output(as_json), epochs=epochs, resources=resources, register=register)
+
+
+@app.command()
+def reproduce(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|BUNDLE|registry:MODEL[@VERSION]",
+            help="Name of a run, or 'latest'; folder or digest of a bundle; or a registered model, "
+            "its champion or the version or alias that is named.",
+        ),
+    ],
+    run_name: Annotated[
+        str | None, typer.Option("--name", help="Name of the new run. [default: made up]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the run of a model once more, and compare the weights, to the bit.
+
+    Says what differs from then: commit, lock file, libraries, CPU. Ends with exit code 0 if the
+    weights are identical, else with 1 and what may be the reason.
+    """
+    from train.commands import run_reproduce
+
+    run_reproduce(target, Output(as_json), run_name=run_name)
 
 
 @app.command()
@@ -258,15 +176,22 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Another data set of the same classes and image size.")
     ] = None,
+    tta: Annotated[
+        Literal["mirror", "mirror-translate"] | None,
+        typer.Option(
+            help="Also measure with logits averaged over views of each image: it and its mirror "
+            "image, or also both moved by a pixel up left and down right (six views).",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure accuracy, loss, per-class figures, confusion and calibration of a finished run.
 
     Every image counts once. On the run's own data the figures are kept and the report is renewed.
     """
-    from train.commands import run_evaluate
+    from train.model_commands import run_evaluate
 
-    run_evaluate(run, Output(as_json), split=split, data=data)
+    run_evaluate(run, Output(as_json), split=split, data=data, views=tta)
 
 
 @app.command()
@@ -291,7 +216,7 @@ def export(
     PyTorch and ONNX Runtime must agree over the whole test split, and the bundle must open as a
     server opens it, before it can be seen.
     """
-    from train.commands import run_export
+    from train.model_commands import run_export
 
     run_export(run, Output(as_json), model=model, register=register, aliases=alias or [])
 
@@ -345,8 +270,8 @@ def import_(
     serve. Nothing is unpickled: of a whole pickled model, save the state_dict or the ONNX graph.
     """
     from cluster.config import parse_overrides
-    from train.commands import run_import
     from train.importing import ImportRequest
+    from train.model_commands import run_import
 
     request = ImportRequest(
         data=data,

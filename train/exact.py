@@ -135,14 +135,14 @@ class _RunningStatistics:
         self._all = [
             layer
             for layer in self._net.modules()
-            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats
         ]
 
     def __enter__(self) -> None:
         self._layers = [layer for layer in self._all if layer.training]
         self._momenta = [layer.momentum for layer in self._layers]
         self._before = [one.clone() for layer in self._layers for one in _statistics(layer)]
-        self._counts = [layer.num_batches_tracked.clone() for layer in self._layers]
+        self._counts = [_count(layer).clone() for layer in self._layers]
         for layer in self._layers:
             layer.momentum = 1.0
         if self._others is None:
@@ -161,7 +161,7 @@ class _RunningStatistics:
         """Move the averages, given the sums of the shards' statistics."""
         old, new = iter(self._before), iter(sums)
         for layer, count in zip(self._layers, self._counts, strict=True):
-            layer.num_batches_tracked.copy_(count + 1)
+            _count(layer).copy_(count + 1)
             # Without a momentum PyTorch takes the mean of all batches so far.
             share = layer.momentum if layer.momentum is not None else 1 / (int(count) + 1)
             for running in _statistics(layer):
@@ -186,3 +186,8 @@ def _statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     return layer.running_mean, layer.running_var
+
+
+def _count(layer: _BatchNorm) -> Tensor:
+    assert layer.num_batches_tracked is not None
+    return layer.num_batches_tracked

@@ -2,33 +2,23 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.dataset import Dataset, SplitName
-from cluster.errors import NotFoundError, RaybridgeError
-from cluster.events import Event, append_events, make_event
+from cluster.errors import NotFoundError
+from cluster.events import make_event
 from cluster.session import Session
 from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
-from train.checkpoint import save_checkpoint
-from train.config import IMPORT_RECIPE, FileConfig, OnnxConfig, SourceConfig, TrainConfig
-from train.export import try_export
-from train.job import Placement, choose_placement, train_on_ray
+from train.config import IMPORT_RECIPE, TrainConfig
+from train.job import Placement, WorkerResult, choose_placement, train_on_ray
 from train.metrics import Evaluation, evaluate_logits
-from train.models.check import check_classifier
-from train.models.choice import absolute_path
-from train.models.classifier import Classifier, build_classifier
-from train.models.file import check_alone, read_source
-from train.models.graph import read_graph
-from train.models.source import content_sha256
-from train.pretrained import PUBLISHERS, load_pretrained
+from train.preparing import check_fit, write_first_weights
 from train.report import write_report
-from train.runs import Run, RunResult, check_new_run, create_run
-from train.state import first_checkpoint
-
-EventListener = Callable[[Event], None]
+from train.runs import Run, RunResult, Start, create_run
+from train.stopping import best_epoch
+from train.watch import EventListener, Watch
 
 
 @dataclass(frozen=True)
@@ -38,61 +28,6 @@ class FitOutcome:
     run: Run
     result: RunResult
     evaluation: Evaluation
-
-
-def prepare(
-    config: TrainConfig,
-    store: Store,
-    name: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> tuple[TrainConfig, Dataset]:
-    """Find the data set, and make here the mistakes that a worker would make.
-
-    Here they cost a second, and no cluster.
-
-    Args:
-        config: what to train, on what.
-        store: where data sets and runs live.
-        name: of the coming run, if it is given one.
-        say: told what is downloaded, and which pretrained weights fit.
-
-    Returns:
-        The configuration with the data set's version, absolute paths and the digest of a model's
-        file filled in, and the data set.
-
-    Raises:
-        UserError: there is no such data set, or model, first weights or batch do not fit it, or a
-            run of that name exists.
-    """
-    if name is not None:
-        check_new_run(store, name)
-    dataset = Dataset.find(store, config.data)
-    changes: dict[str, object] = {"data": dataset.reference}
-    if config.pretrained is not None and config.pretrained not in PUBLISHERS:
-        changes["pretrained"] = str(absolute_path(Path(config.pretrained)))
-    if isinstance(config.model, SourceConfig):
-        changes["model"] = pin_source(config.model)
-    config = config.with_changes(changes, "fit")
-    classifier = check_fit(config, dataset)
-    if config.pretrained is not None:
-        say(str(load_pretrained(classifier.net, config, dataset.meta, say)))
-        check_classifier(classifier, config.model, dataset.meta, training=False)
-    return config, dataset
-
-
-def pin_source(model: SourceConfig) -> dict[str, object]:
-    """Where the model's file is, from every folder, and its digest.
-
-    Raises:
-        ConfigError: it cannot be read, or is not all that the model needs.
-    """
-    path = absolute_path(model.path)
-    if isinstance(model, OnnxConfig):
-        content = read_graph(path)
-    else:
-        check_alone(path)
-        content = read_source(path)
-    return {"path": path, "sha256": content_sha256(content)}
 
 
 def fit(
@@ -124,7 +59,7 @@ def fit(
     run = create_run(store, config, dataset, name)
     with run.alone():
         if config.pretrained is not None:
-            _begin_with_pretrained(run, config, dataset)
+            write_first_weights(run, config, dataset)
         log = tracking.start_run(
             run.name,
             flatten(config),
@@ -140,7 +75,7 @@ def resume(
     session: Session,
     *,
     epochs: int | None = None,
-    workers: int | None = None,
+    resources: Mapping[str, object] | None = None,
     listener: EventListener = lambda _: None,
 ) -> FitOutcome:
     """Go on with a run from its newest checkpoint.
@@ -151,7 +86,7 @@ def resume(
         tracking: where it is recorded.
         session: the cluster to train on.
         epochs: train to this epoch instead of the one first asked for.
-        workers: go on with another number of workers.
+        resources: fields of ``resources`` to change, such as the number of workers.
         listener: told every event as it arrives.
 
     Raises:
@@ -161,8 +96,8 @@ def resume(
     changes: dict[str, object] = {}
     if epochs is not None:
         changes["epochs"] = epochs
-    if workers is not None:
-        changes["resources"] = {"workers": workers}
+    if resources is not None:
+        changes["resources"] = dict(resources)
     with run.alone():
         config = run.config()
         if config.recipe == IMPORT_RECIPE:
@@ -170,12 +105,8 @@ def resume(
                 f"run {run.name} was imported, and has no training to go on with; begin with its "
                 f"weights: python -m train fit RECIPE --model MODEL --pretrained {run.weights_file}"
             )
+        _check_unfinished(run, config, epochs)
         config = config.with_changes(changes, "resume")
-        if run.finished and config.epochs <= run.result().epochs:
-            raise NotFoundError(
-                f"run {run.name} has finished its {run.result().epochs} epochs; "
-                "ask for more with --epochs"
-            )
         dataset = run.dataset(store)
         check_fit(config, dataset)
         placement = choose_placement(config, session)
@@ -184,48 +115,27 @@ def resume(
         return _carry_out(config, dataset, run, store, log, placement, listener)
 
 
+def _check_unfinished(run: Run, config: TrainConfig, epochs: int | None) -> None:
+    """Return if there is training to go on with."""
+    if not run.finished:
+        return
+    done = run.result().epochs
+    if done < config.epochs:
+        raise NotFoundError(
+            f"run {run.name} stopped early, after {done} of {config.epochs} epochs; train a new "
+            "one with more early_stopping.patience, or with early_stopping=none"
+        )
+    if (epochs or 0) <= done:
+        raise NotFoundError(
+            f"run {run.name} has finished its {done} epochs; ask for more with --epochs"
+        )
+
+
 def _resume_log(run: Run, config: TrainConfig, tracking: Tracking) -> RunLog:
     mlflow_run_id = run.info().mlflow_run_id
     if mlflow_run_id is not None:
         return tracking.resume_run(mlflow_run_id)
     return tracking.start_run(run.name, flatten(config), {})
-
-
-def _begin_with_pretrained(run: Run, config: TrainConfig, dataset: Dataset) -> None:
-    """Leave the first weights where every worker looks for a checkpoint.
-
-    So no worker reads or downloads them, and the file is needed no more.
-    """
-    classifier = build_classifier(config, dataset.meta)
-    pretrained = load_pretrained(classifier.net, config, dataset.meta)
-    save_checkpoint(run.checkpoints, first_checkpoint(config, classifier), config.checkpoint.keep)
-    run.write_info(run.info().model_copy(update={"first_weights": pretrained.source}))
-
-
-def check_fit(config: TrainConfig, dataset: Dataset) -> Classifier:
-    """Build once what every worker will.
-
-    Returns:
-        The classifier, whose running averages have seen random images.
-
-    Raises:
-        UserError: model, batch, loss or frozen layers do not fit the data set, or a network of the
-            user's could be trained but not exported.
-    """
-    classes = np.flatnonzero(np.bincount(dataset.split("train").labels))
-    if len(classes) < 2:
-        only = ", ".join(dataset.meta.class_names[label] for label in classes) or "none"
-        raise DataError(
-            f"the training split of {dataset.reference} has images of one class only ({only}); "
-            "there must be two or more"
-        )
-    setup = set_up(config, dataset, Alone(), torch.device("cpu"))
-    classifier = setup.state.classifier
-    check_freeze(classifier.net, config.freeze)
-    check_classifier(classifier, config.model, dataset.meta, training=True)
-    if isinstance(config.model, FileConfig):  # The others are known to export.
-        try_export(classifier, config.model, dataset.meta.image.shape)
-    return classifier
 
 
 def flatten(config: TrainConfig) -> dict[str, object]:
@@ -254,27 +164,15 @@ def _carry_out(
 ) -> FitOutcome:
     try:
         run.write_info(run.info().model_copy(update={"mlflow_run_id": log.run_id}))
-        watch = _Watch(run, log, listener)
+        watch = Watch(run, log, listener)
         listener(make_event("run", {"name": run.name}))
         began = time.monotonic()
-        worked = train_on_ray(config, dataset, run, store, placement, watch)
-        watch.push_events()
-        result = RunResult(
-            epochs=config.epochs,
-            steps=worked.steps,
-            workers=worked.workers,
-            device=worked.device,
-            seconds=time.monotonic() - began,
-            images_per_s=statistics.median(entry["images_per_s"] for entry in worked.history),
-            restarts=max(0, watch.starts - 1),
-            weights_sha256=worked.weights_sha256,
-            history=worked.history,
-            failures={
-                "checkpoints": watch.checkpoint_failures,
-                "events": watch.event_failures,
-                "tracking": log.failures,
-            },
-        )
+        try:
+            worked = train_on_ray(config, dataset, run, store, placement, watch)
+        finally:
+            watch.close()
+        seconds = time.monotonic() - began
+        result = _result(config, run, placement, worked, watch, seconds)
         evaluation = conclude(run, dataset, result, log)
     except BaseException as error:
         # An interrupt, and Ray's answer to SIGTERM, are no Exceptions.
@@ -282,6 +180,41 @@ def _carry_out(
         raise
     log.finish("FINISHED")
     return FitOutcome(run, result, evaluation)
+
+
+def _result(
+    config: TrainConfig,
+    run: Run,
+    placement: Placement,
+    worked: WorkerResult,
+    watch: Watch,
+    seconds: float,
+) -> RunResult:
+    history, stopping = worked.history, config.early_stopping
+    starts = tuple(
+        Start(
+            step=int(event["step"]),
+            workers=len(event["workers"]),
+            total_steps=int(event["total_steps"]),
+        )
+        for event in run.events("start")
+    )
+    return RunResult(
+        epochs=int(history[-1]["epoch"]),
+        steps=worked.steps,
+        workers=worked.workers,
+        device=worked.device,
+        seconds=seconds,
+        images_per_s=statistics.median(entry["images_per_s"] for entry in history),
+        restarts=max(0, watch.starts - 1),
+        weights_sha256=worked.weights_sha256,
+        history=history,
+        failures=watch.failures(),
+        threads=placement.cpus,
+        best_epoch=None if stopping is None else best_epoch(history, stopping) or None,
+        notes=tuple(dict.fromkeys(str(event["text"]) for event in run.events("note"))),
+        starts=starts,
+    )
 
 
 def conclude(run: Run, dataset: Dataset, result: RunResult, log: RunLog) -> Evaluation:
@@ -311,45 +244,3 @@ def _evaluate(run: Run, dataset: Dataset, split: SplitName) -> Evaluation:
     )
     run.write_evaluation(evaluation, split)
     return evaluation
-
-
-class _Watch:
-    """Takes what the workers tell: keeps it, counts it, passes it on."""
-
-    def __init__(self, run: Run, log: RunLog, listener: EventListener) -> None:
-        self._run = run
-        self._log = log
-        self._listener = listener
-        self.starts = 0
-        self.checkpoint_failures = 0
-        self.event_failures = 0
-        run.path.mkdir(parents=True, exist_ok=True)
-        if run.folder.has(run.events_file.name):
-            run.folder.pull(run.events_file.name)  # Which another host may have written to.
-
-    def push_events(self) -> None:
-        """Let other hosts see the events so far."""
-        try:
-            self._run.folder.push(self._run.events_file.name)
-        except RaybridgeError:
-            self.event_failures += 1
-
-    def __call__(self, events: list[Event]) -> None:
-        append_events(self._run.events_file, events)
-        for event in events:
-            if event["kind"] == "start":
-                self.starts += 1
-            elif event["kind"] == "checkpoint_failures":
-                self.checkpoint_failures += int(event["count"])
-            elif event["kind"] == "epoch":
-                names = (
-                    "train_loss",
-                    "train_accuracy",
-                    "val_loss",
-                    "val_accuracy",
-                    "lr",
-                    "images_per_s",
-                )
-                self._log.metrics({name: event[name] for name in names}, int(event["step"]))
-                self.push_events()
-            self._listener(event)

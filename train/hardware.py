@@ -99,7 +99,7 @@ def use_tf32(allowed: bool) -> None:
     """Let GPUs multiply float32 matrices, and convolve, with TensorFloat-32."""
     precision = "tf32" if allowed else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cudnn.fp32_precision = precision
 
 
 def lay_out(images: Tensor, memory_format: MemoryFormat) -> Tensor:

@@ -17,13 +17,14 @@ from cluster.store import Store
 from cluster.tracking import Tracking
 from train.config import IMPORT_RECIPE, Normalize, OnnxConfig, Outputs, SourceConfig, TrainConfig
 from train.export import try_export
-from train.fit import FitOutcome, conclude, flatten, pin_source
+from train.fit import FitOutcome, conclude, flatten
 from train.inference import predict
 from train.metrics import evaluate_logits
 from train.models.check import check_classifier
 from train.models.choice import choose_model
 from train.models.classifier import Classifier, build_classifier, choose_normalization
 from train.models.graph import OnnxNet
+from train.preparing import pin_source
 from train.runs import RunResult, check_new_run, create_run
 from train.weights import load_state_dict, weights_sha256
 

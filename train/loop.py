@@ -72,8 +72,7 @@ class Trainer:
         self._setup: Setup = set_up(config, dataset, comm, device)
         self.config = self._setup.config
         self.state: TrainingState = self._setup.state
-        self.loader = self._setup.loader
-        self.steps_per_epoch = self.loader.steps_per_epoch
+        self.steps_per_epoch = self._setup.loader.steps_per_epoch
         self.clock = Clock(epochs=config.epochs, steps_per_epoch=self.steps_per_epoch)
         self._gradients: Gradients
 
@@ -171,9 +170,9 @@ class Trainer:
         saved_at = told_at = time.monotonic()
         self.state.classifier.train()
         frozen_eval(self.net)
-        batches = self.loader.epoch(epoch, first)
+        batches = self._setup.loader.epoch(epoch, first)
         for _ in range(first, self.steps_per_epoch):
-            own = itertools.islice(batches, len(self._gradients.parts))
+            own = itertools.islice(batches, len(self._setup.parts))
             self._step(own, self.state.step, meter)
             self.state.step += 1
             now = time.monotonic()
@@ -191,7 +190,7 @@ class Trainer:
         set_lr(state.optimizer, self._lr(step))
         state.optimizer.zero_grad(set_to_none=True)
         forward = functools.partial(self._forward, step=step, meter=meter)
-        self._gradients.compute(batches, self.loader.batch_size, forward)
+        self._gradients.compute(batches, self._setup.batch_size, forward)
         if state.scaler is not None:
             state.scaler.unscale_(state.optimizer)
         if config.l1:

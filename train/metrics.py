@@ -78,16 +78,13 @@ def evaluate_logits(
         split: its name, for the record.
     """
     num_classes = len(class_names)
-    wide = logits.astype(np.float64)
-    top = wide.max(1)
-    log_total = np.log(np.exp(wide - top[:, None]).sum(1)) + top
-    loss = float((log_total - wide[np.arange(len(labels)), labels]).mean())
+    loss = _cross_entropy(logits, labels)
     predicted = logits.argmax(1)
     confusion = np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(
         num_classes, num_classes
     )
     correct = predicted == labels
-    bins = calibration_bins(softmax(logits).max(1), correct)
+    bins = calibration_bins(_confidence(logits), correct)
     ece = sum(row.images * abs(row.accuracy - row.confidence) for row in bins) / len(labels)
     return Evaluation(
         dataset=dataset,
@@ -107,7 +104,10 @@ def evaluate_logits(
 def calibration_bins(
     confidence: npt.NDArray[np.float32], correct: npt.NDArray[np.bool_]
 ) -> tuple[CalibrationBin, ...]:
-    """Group predictions by confidence; empty bins are left out."""
+    """Group predictions by confidence; empty bins, and confidences that are NaN, are left out."""
+    # Of training that diverged: NaN is no number of a bin, and numpy warns when it is made one.
+    known = np.isfinite(confidence)
+    confidence, correct = confidence[known], correct[known]
     bin_of = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     bins = []
     for index in range(CALIBRATION_BINS):
@@ -128,9 +128,25 @@ def worst_mistakes(
 ) -> npt.NDArray[np.int64]:
     """Rows of the wrong predictions that the model was surest of, worst first."""
     predicted = logits.argmax(1)
-    confidence = softmax(logits).max(1)
+    confidence = _confidence(logits)
     wrong = np.flatnonzero(predicted != labels)
     return wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+
+
+def _cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    """Mean over the images, in nats; NaN where a logit is no number."""
+    wide = logits.astype(np.float64)
+    top = wide.max(1)
+    with np.errstate(invalid="ignore"):  # Infinity less infinity, of training that diverged.
+        log_total = np.log(np.exp(wide - top[:, None]).sum(1)) + top
+        return float((log_total - wide[np.arange(len(labels)), labels]).mean())
+
+
+def _confidence(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probability of the predicted class; NaN where a logit is no number."""
+    with np.errstate(invalid="ignore"):
+        largest: npt.NDArray[np.float32] = softmax(logits).max(1)
+    return largest
 
 
 def _class_metrics(confusion: npt.NDArray[np.int64], index: int, name: str) -> ClassMetrics:

@@ -1,21 +1,26 @@
-"""First weights from a file, or as published, fitted to another number of channels or classes."""
+"""First weights from a file, a bundle, the registry, or as published, fitted to other data."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from cluster.bundle import SourceFile
+from cluster.bundle import WEIGHTS_FILE, Bundle, SourceFile
 from cluster.dataset import DatasetMeta, file_sha256
 from cluster.errors import CheckpointError, ConfigError
+from cluster.registry import Registry
 from train.config import TimmConfig, TorchvisionConfig, TrainConfig
 from train.models.check import describe_model
+from train.models.choice import absolute_path
 from train.models.layers import find_first_conv, fit_channels, last_layers
 from train.models.zoo import published_timm, published_torchvision, rename_published
 from train.weights import StateDict, read_state_dict, weights_sha256
 
 PUBLISHERS = ("torchvision", "timm")
+REGISTRY = "registry:"
+_REFERENCE = re.compile(r"(?P<model>[^@:]+)([@:](?P<which>[^@:]+))?")
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,33 @@ class Pretrained:
         return text
 
 
+def pin_pretrained(pretrained: str, registry: Callable[[], Registry]) -> str:
+    """What names the same weights from every folder, and when an alias has moved on.
+
+    Args:
+        pretrained: as the user gives it.
+        registry: connects, which is asked for only where it is needed.
+
+    Returns:
+        A publisher as it is, an absolute path, or ``registry:MODEL@VERSION``.
+
+    Raises:
+        UserError: the registry has no such model or version, or does not answer.
+    """
+    if pretrained in PUBLISHERS:
+        return pretrained
+    if pretrained.startswith(REGISTRY):
+        version = registry().resolve(_reference(pretrained))
+        return f"{REGISTRY}{version.name}@{version.version}"
+    return str(absolute_path(Path(pretrained)))
+
+
 def load_pretrained(
     net: nn.Module,
     config: TrainConfig,
     meta: DatasetMeta,
     say: Callable[[str], None] = lambda _: None,
+    registry: Callable[[], Registry] | None = None,
 ) -> Pretrained:
     """Load ``config.pretrained`` into a network.
 
@@ -54,20 +81,25 @@ def load_pretrained(
 
     Args:
         net: built from ``config`` for such images.
-        config: names file or publisher.
+        config: names file, bundle, model or publisher.
         meta: of the data set.
         say: told what is about to be downloaded.
+        registry: connects; needed for ``registry:MODEL`` alone.
 
     Raises:
         CheckpointError: the file cannot be read, or its tensors are otherwise not the network's.
+        BundleError: the bundle is damaged.
         ConfigError: nothing is published for the network, or it cannot be downloaded.
+        UserError: the registry has no such model or version, or does not answer.
     """
     assert config.pretrained is not None
     own = net.state_dict()
+    source: SourceFile | None = None
     if config.pretrained in PUBLISHERS:
         name, values = _published(config, meta, say)
     else:
-        name, values = config.pretrained, read_state_dict(Path(config.pretrained), own.keys())
+        source, file = _locate(config.pretrained, registry)
+        name, values = config.pretrained, read_state_dict(file, own.keys())
     if isinstance(config.model, TorchvisionConfig):
         values = _fit_positions(net, rename_published(values))
     for key in values:
@@ -77,9 +109,40 @@ def load_pretrained(
             )
     loaded, fitted, random = _fit(net, values, len(meta.class_names), name)
     net.load_state_dict({**own, **loaded})
-    published = config.pretrained in PUBLISHERS
-    digest = weights_sha256(net) if published else file_sha256(Path(name))
-    return Pretrained(SourceFile(name=Path(name).name, sha256=digest), len(loaded), fitted, random)
+    if source is None:
+        source = SourceFile(name=name, sha256=weights_sha256(net))
+    return Pretrained(source, len(loaded), fitted, random)
+
+
+def _locate(pretrained: str, registry: Callable[[], Registry] | None) -> tuple[SourceFile, Path]:
+    """The file of weights, and what is recorded of where they come from: of a bundle its digest."""
+    if pretrained.startswith(REGISTRY):
+        if registry is None:
+            raise ConfigError(f"pretrained={pretrained}: there is no registry to ask")
+        known = registry()
+        bundle = known.fetch_bundle(known.resolve(_reference(pretrained)))
+        return SourceFile(name=pretrained, sha256=bundle.digest), bundle.path / WEIGHTS_FILE
+    path = Path(pretrained)
+    if path.is_dir():
+        bundle = Bundle.open(path)
+        return SourceFile(name=path.name, sha256=bundle.digest), path / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    return SourceFile(name=path.name, sha256=file_sha256(path)), path
+
+
+def _reference(pretrained: str) -> str:
+    """``registry:MODEL[@VERSION]`` as the registry has it: there a version follows a colon."""
+    match = _REFERENCE.fullmatch(pretrained.removeprefix(REGISTRY))
+    if match is None:
+        raise ConfigError(
+            f"pretrained={pretrained}: expected registry:MODEL, registry:MODEL@VERSION or "
+            "registry:MODEL@ALIAS"
+        )
+    model, which = match["model"], match["which"]
+    if which is None:
+        return model
+    return f"{model}:{which}" if which.isdecimal() else f"{model}@{which}"
 
 
 def _fit(

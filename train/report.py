@@ -2,15 +2,14 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 from cluster.atomic import write_text_atomic
@@ -20,12 +19,14 @@ from cluster.runtime import softmax
 from train.config import TrainConfig
 from train.metrics import Evaluation, worst_mistakes
 from train.models.check import describe_model
+from train.report_plots import draw_calibration, draw_curves
 from train.runs import Run
-from train.schedules import lr_multiple
 
 TEMPLATE = "report.html.jinja"
 NUM_MISTAKES = 24
-_BLUE, _ORANGE, _GREY = "#2563eb", "#ea580c", "#9ca3af"
+NUM_CONFUSIONS = 10
+MAX_MATRIX_CLASSES = 60
+"""A matrix of more classes is no picture any more, and a large page."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,17 @@ class Mistake:
     truth: str
     predicted: str
     confidence: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that were called another."""
+
+    truth: str
+    predicted: str
+    images: int
+    share: float
+    """Of the images of the true class."""
 
 
 def write_report(run: Run, dataset: Dataset) -> Path:
@@ -68,77 +80,33 @@ def write_report(run: Run, dataset: Dataset) -> Path:
         evaluation=evaluation,
         dataset=dataset.meta,
         summary=evaluation.summary(),
-        curves=_draw_curves(result.history, config, result.steps) if result.history else "",
-        calibration=_draw_calibration(evaluation),
-        shades=_shades(evaluation),
+        charts=[
+            *draw_curves(result.history, config, result.best_epoch),
+            draw_calibration(evaluation),
+        ],
+        shades=_shades(evaluation) if len(dataset.meta.class_names) <= MAX_MATRIX_CLASSES else None,
+        confusions=most_confused(evaluation),
         mistakes=_mistakes(run, dataset),
-        settings=config.model_dump_json(indent=2),
+        groups=_groups(config),
     )
     write_text_atomic(run.report_file, page)
     run.folder.push(run.report_file.name)
     return run.report_file
 
 
-def _draw_curves(
-    history: tuple[dict[str, float], ...], config: TrainConfig, total_steps: int
-) -> str:
-    figure = Figure(figsize=(11, 3.1), layout="constrained")
-    loss, accuracy, rate, speed = figure.subplots(1, 4)
-    epochs = [entry["epoch"] for entry in history]
-    for axes, title, name in ((loss, "Loss", "loss"), (accuracy, "Accuracy", "accuracy")):
-        marker = "o" if len(epochs) < 3 else None
-        for split, color in (("train", _GREY), ("val", _BLUE)):
-            values = [entry[f"{split}_{name}"] for entry in history]
-            axes.plot(epochs, values, color=color, label=split, marker=marker)
-        axes.legend(frameon=False)
-        _label(axes, title, "epoch")
-    steps = np.linspace(0, max(0, total_steps - 1), 200)
-    rates = [
-        config.optim.lr * lr_multiple(config.schedule, int(step), total_steps) for step in steps
+def most_confused(evaluation: Evaluation) -> list[Confusion]:
+    """The pairs of classes that were taken for one another most often, most often first."""
+    counts = np.array(evaluation.confusion)
+    totals = counts.sum(1)
+    np.fill_diagonal(counts, 0)
+    names = [row.name for row in evaluation.per_class]
+    order = np.argsort(-counts, axis=None, kind="stable")[:NUM_CONFUSIONS]
+    pairs = [(int(cell) // len(names), int(cell) % len(names)) for cell in order]
+    return [
+        Confusion(names[i], names[j], int(counts[i, j]), float(counts[i, j] / totals[i]))
+        for i, j in pairs
+        if counts[i, j]
     ]
-    rate.plot(steps, rates, color=_ORANGE)
-    _label(rate, "Learning rate", "step")
-    speed.plot(epochs, [entry["images_per_s"] for entry in history], color=_BLUE)
-    speed.set_ylim(bottom=0)
-    _label(speed, "Images per second", "epoch")
-    return _to_svg(figure)
-
-
-def _draw_calibration(evaluation: Evaluation) -> str:
-    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
-    # No bin at all where the logits are no numbers: of training that diverged.
-    sizes = np.array([row.images for row in evaluation.calibration], float)
-    axes.scatter(
-        [row.confidence for row in evaluation.calibration],
-        [row.accuracy for row in evaluation.calibration],
-        s=20 + 180 * sizes / sizes.max(initial=1),
-        color=_BLUE,
-        alpha=0.7,
-        edgecolors="none",
-    )
-    axes.set_xlim(0, 1.03)
-    axes.set_ylim(0, 1.03)
-    axes.set_ylabel("accuracy")
-    _label(axes, f"Calibration (ECE {evaluation.ece:.3f})", "confidence")
-    return _to_svg(figure)
-
-
-def _label(axes: Axes, title: str, x_label: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _to_svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    # Without a date and with a fixed salt the same run gives the same bytes.
-    with mpl.rc_context({"svg.hashsalt": "raybridge", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _shades(evaluation: Evaluation) -> list[list[float]]:
@@ -152,18 +120,49 @@ def _shades(evaluation: Evaluation) -> list[list[float]]:
 
 def _mistakes(run: Run, dataset: Dataset) -> list[Mistake]:
     logits, test = run.logits("test"), dataset.split("test")
-    probabilities = softmax(logits)
     names = dataset.meta.class_names
     rows = worst_mistakes(logits, test.labels, NUM_MISTAKES)
+    with np.errstate(invalid="ignore"):  # Of training that diverged.
+        probabilities = softmax(logits[rows])
     return [
         Mistake(
             png=_tile(pixels),
             truth=names[int(test.labels[row])],
             predicted=names[int(logits[row].argmax())],
-            confidence=float(probabilities[row].max()),
+            confidence=float(confidence.max()),
         )
-        for row, pixels in zip(rows, test.take(rows), strict=True)
+        for row, pixels, confidence in zip(rows, test.take(rows), probabilities, strict=True)
     ]
+
+
+def _groups(config: TrainConfig) -> dict[str, dict[str, str]]:
+    """The effective configuration: a group for each part, and one for what is of no part."""
+    groups: dict[str, dict[str, str]] = {"training": {}}
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict) and value:
+            groups[name] = _flatten(value)
+        else:
+            groups["training"][name] = _say(value)
+    return groups
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = _say(value)
+    return flat
+
+
+def _say(value: object) -> str:
+    """A value as ``--set`` takes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _tile(pixels: npt.NDArray[np.uint8]) -> str:

@@ -2,15 +2,17 @@
 
 import contextlib
 import json
+import platform
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
+import torch
 from torch import nn
 
 from cluster.atomic import drafting, locked
@@ -18,7 +20,8 @@ from cluster.bundle import SourceFile
 from cluster.config import Frozen
 from cluster.dataset import Dataset, SplitName
 from cluster.errors import DataError, NotFoundError
-from cluster.provenance import code_commit, library_versions
+from cluster.events import Event, read_events
+from cluster.provenance import code_commit, library_versions, lock_sha256
 from cluster.store import Folder, Store, check_name
 from train.config import OnnxConfig, SourceConfig, TrainConfig
 from train.metrics import Evaluation
@@ -43,9 +46,24 @@ class RunInfo(Frozen):
     dataset_digest: str
     commit: str | None
     libraries: dict[str, str]
+    lock_sha256: str | None = None
+    """Of the checkout's ``requirements.lock``, if there was one."""
+    cpu: str | None = None
+    """Architecture and vector instructions, by which PyTorch chooses its kernels, of the machine
+    that the command ran on."""
     mlflow_run_id: str | None
     first_weights: SourceFile | None = None
     """The file that the weights were imported from, or that training began with."""
+
+
+class Start(Frozen):
+    """A group of workers that began to work: the first, or one after a death or a resume."""
+
+    step: int
+    """Of the checkpoint that it went on from; 0 at the beginning."""
+    workers: int
+    total_steps: int
+    """Of the whole run, as it was asked for then."""
 
 
 class RunResult(Frozen):
@@ -65,7 +83,16 @@ class RunResult(Frozen):
     weights_sha256: str
     history: tuple[dict[str, float], ...]
     failures: dict[str, int]
-    """Writes that failed and did not stop the run: ``checkpoints``, ``tracking``."""
+    """Writes that failed and did not stop the run: ``checkpoints``, ``events``, ``tensorboard`` and
+    ``tracking``."""
+    threads: int | None = None
+    """Of each worker."""
+    best_epoch: int | None = None
+    """The epoch that validation was best after, of a run with early stopping."""
+    notes: tuple[str, ...] = ()
+    """What the workers had to say, such as that a setting has no effect on the device."""
+    starts: tuple[Start, ...] = ()
+    """Every group of workers of the run, over all commands that trained it."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,11 @@ class Run:
     def result_file(self) -> Path:
         return self.path / "result.json"
 
+    @property
+    def tensorboard(self) -> Folder:
+        """Where TensorBoard's event files are."""
+        return self.folder.child("tensorboard")
+
     def evaluation_file(self, split: SplitName) -> Path:
         return self.path / f"evaluation-{split}.json"
 
@@ -154,6 +186,10 @@ class Run:
         if not self.folder.has(file.name):
             return None
         return Evaluation.decode(self._read(file.name), str(file))
+
+    def events(self, kind: str) -> list[Event]:
+        """The events of one kind, oldest first, that this node knows of."""
+        return [event for event in read_events(self.events_file) if event["kind"] == kind]
 
     def dataset(self, store: Store) -> Dataset:
         """The data set that the run was trained on.
@@ -246,9 +282,8 @@ def create_run(store: Store, config: TrainConfig, dataset: Dataset, name: str | 
         created_at=stamp.isoformat(timespec="milliseconds"),
         dataset=dataset.reference,
         dataset_digest=dataset.meta.digest,
-        commit=code_commit(),
-        libraries=library_versions(),
         mlflow_run_id=None,
+        **environment(),
     )
     if store.remote is not None:
         run.folder.forget()  # What is left here of a run that the store no longer has.
@@ -259,6 +294,16 @@ def create_run(store: Store, config: TrainConfig, dataset: Dataset, name: str | 
         Run(Folder(draft)).write_info(info)
         run.folder.publish(draft, RUN_FILE)
     return run
+
+
+def environment() -> dict[str, Any]:
+    """The fields of :class:`RunInfo` that say which code and which machine are at work now."""
+    return {
+        "commit": code_commit(),
+        "libraries": library_versions(),
+        "lock_sha256": lock_sha256(),
+        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
 
 
 def _keep_source(model: SourceConfig, folder: Path) -> None:

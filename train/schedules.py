@@ -53,7 +53,7 @@ def lr_multiple(config: ScheduleConfig, step: int, clock: Clock, history: Histor
     length = (getattr(config, "epochs", None) or clock.epochs) * units_per_epoch
     warmup = round(config.warmup * length)
     if isinstance(config, StepConfig):
-        body = config.factor ** _falls(config, epoch)
+        body = math.pow(config.factor, _falls(config, epoch))
     elif isinstance(config, PlateauConfig):
         body = _plateau(config, history[:epoch])
     else:
@@ -88,7 +88,7 @@ def _after_warmup(
     if isinstance(config, TimeConfig):
         return 1 / (1 + config.decay * elapsed / units_per_epoch)
     if isinstance(config, ExponentialConfig):
-        return config.gamma ** (elapsed / units_per_epoch)
+        return math.pow(config.gamma, elapsed / units_per_epoch)
     progress = min(1.0, elapsed / max(1, length))
     straight = isinstance(config, LinearConfig) or (
         isinstance(config, OneCycleConfig) and config.anneal == "linear"

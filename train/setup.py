@@ -2,8 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from cluster.dataset import Dataset, DatasetMeta
 from train.comm import Comm
 from train.config import GdConfig, TrainConfig
+from train.data.augment import without_effect
 from train.data.loader import TrainLoader
 from train.exact import Exact
 from train.gradients import Averaged, Gradients
@@ -36,6 +38,11 @@ class Setup:
     """Its hardware options as they take effect."""
     state: TrainingState
     loader: TrainLoader
+    batch_size: int
+    """Images of a step, over all workers."""
+    parts: Sequence[int]
+    """Which parts of each batch are this worker's."""
+    num_parts: int
     loss: Loss
     model: nn.Module
     """The classifier, as it is computed: compiled, if that was asked for."""
@@ -53,6 +60,7 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
         ConfigError: a part of the configuration does not fit the data set or the device.
     """
     hardware, notes = settle(config, device, comm.world)
+    notes += without_effect(config.augment, dataset.meta.image.channels)
     config = config.model_copy(update={"hardware": hardware})
     train = dataset.split("train")
     classifier = build_classifier(config, dataset.meta)
@@ -70,38 +78,35 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
             "checkpoint.every_s has no effect with hardware.shard_optimizer, where all workers "
             "take part in a checkpoint; set checkpoint.every_steps"
         )
+    # Gradient descent takes the whole split in a step.
+    batch_size = len(train) if isinstance(config.optim, GdConfig) else config.batch_size
+    num_parts = count_parts(config, len(train), comm.world)
+    parts = range(comm.rank, num_parts, comm.world)
+    model: Any = torch.compile(classifier) if hardware.compile else classifier
     counts = np.bincount(train.labels, minlength=len(dataset.meta.class_names)).tolist()
     return Setup(
         config=config,
         state=TrainingState(
             config, classifier, _build_optimizer(config, classifier, dataset.meta), device
         ),
-        loader=build_loader(config, dataset, comm),
+        loader=TrainLoader(
+            train,
+            batch_size,
+            config.augment,
+            sampling=config.sampling,
+            seed=config.seed,
+            parts=parts,
+            num_parts=num_parts,
+        ),
+        batch_size=batch_size,
+        parts=parts,
+        num_parts=num_parts,
         loss=build_loss(config.loss, counts),
-        model=torch.compile(classifier) if hardware.compile else classifier,
+        model=model,
         autocast=_autocast(config, device),
         sharded=sharded,
         device=device,
         notes=notes,
-    )
-
-
-def build_loader(config: TrainConfig, dataset: Dataset, comm: Comm) -> TrainLoader:
-    """One worker's batches.
-
-    Raises:
-        ConfigError: a batch is larger than the training split.
-    """
-    train = dataset.split("train")
-    num_parts = count_parts(config, len(train), comm.world)
-    return TrainLoader(
-        train,
-        len(train) if isinstance(config.optim, GdConfig) else config.batch_size,
-        config.augment,
-        sampling=config.sampling,
-        seed=config.seed,
-        parts=range(comm.rank, num_parts, comm.world),
-        num_parts=num_parts,
     )
 
 
@@ -113,7 +118,7 @@ def count_parts(config: TrainConfig, images: int, world: int) -> int:
         images: of the training split.
         world: number of workers.
     """
-    # Gradient descent takes the whole split in a step, and no more images at once than a batch.
+    # Gradient descent computes no more images at once than a batch.
     full = math.ceil(images / config.batch_size) if isinstance(config.optim, GdConfig) else 1
     if config.exact is not None:
         return max(config.exact.shards, full)
@@ -144,11 +149,10 @@ def prepare_memory(setup: Setup, comm: Comm) -> None:
 
 def choose_gradients(setup: Setup, comm: Comm) -> Gradients:
     """How the workers share a batch."""
-    config, loader = setup.config, setup.loader
-    if config.exact is not None:
+    if setup.config.exact is not None:
         net = setup.state.classifier.net
-        return Exact(net, setup.model, comm, loader.parts, loader.num_parts)
-    return Averaged(setup.model, comm, config.hardware, loader.parts)
+        return Exact(net, setup.model, comm, setup.parts, setup.num_parts)
+    return Averaged(setup.model, comm, setup.config.hardware, setup.parts)
 
 
 def _build_optimizer(

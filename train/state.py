@@ -66,10 +66,10 @@ class TrainingState:
 
         With a sharded optimizer every worker must call it, and worker 0's is whole.
         """
-        sharded = isinstance(self.optimizer, ZeroRedundancyOptimizer)
-        if sharded:
+        whole = True
+        if isinstance(self.optimizer, ZeroRedundancyOptimizer):
             self.optimizer.consolidate_state_dict(to=0)
-        whole = not sharded or self.optimizer.rank == 0
+            whole = self.optimizer.rank == 0
         return Checkpoint(
             step=self.step,
             epoch=self.step // steps_per_epoch,

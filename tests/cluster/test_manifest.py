@@ -25,8 +25,8 @@ from cluster.store import Store
 from cluster.tracking import ModelVersion, Tracking
 from train.config import IMPORT_RECIPE as TRAINS_NAME_FOR_IT
 from train.config import FileConfig, TrainConfig
-from train.fit import pin_source
 from train.models.file import build_from_file
+from train.preparing import pin_source
 from train.recipes import get_recipe
 from train.runs import create_run
 

@@ -27,8 +27,9 @@ from cluster.tracking import Tracking
 from train.data.sampling import epoch_order
 from train.data.sources.named import DEBIAN_FASHION_MNIST
 from train.export import load_classifier
-from train.fit import FitOutcome, fit, prepare
+from train.fit import FitOutcome, fit
 from train.inference import predict
+from train.preparing import prepare
 from train.recipes import get_recipe
 from train.runs import Run, find_run
 

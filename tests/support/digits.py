@@ -24,7 +24,8 @@ from cluster.tracking import Tracking
 from train.data.ingest import ingest
 from train.data.sources.recognize import read_source
 from train.export import export_run
-from train.fit import FitOutcome, fit, prepare
+from train.fit import FitOutcome, fit
+from train.preparing import prepare
 from train.recipes import get_recipe
 
 

@@ -42,7 +42,7 @@ def train(store: Store, dataset: Dataset) -> Run:
     run = create_run(store, CONFIG, dataset, "photos-run")
     trainer = Trainer(CONFIG, dataset, Alone(), torch.device("cpu"), run.checkpoints, NullSink())
     progress = trainer.run()
-    run.write_weights(trainer.classifier.net)
+    run.write_weights(trainer.net)
     run.write_result(
         RunResult(
             epochs=2,
@@ -52,7 +52,7 @@ def train(store: Store, dataset: Dataset) -> Run:
             seconds=1.0,
             images_per_s=1.0,
             restarts=0,
-            weights_sha256=weights_sha256(trainer.classifier.net),
+            weights_sha256=weights_sha256(trainer.net),
             history=tuple(progress.history),
             failures={},
         )

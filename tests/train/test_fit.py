@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finished import finish_run, make_history, make_result
 
 from cluster.dataset import Dataset
 from cluster.errors import (
@@ -19,10 +20,11 @@ from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
 from train.config import NetConfig
-from train.fit import conclude, flatten, prepare
+from train.fit import conclude, flatten, resume
 from train.models.net import Net
+from train.preparing import prepare
 from train.recipes import get_recipe
-from train.runs import RunResult, create_run, find_run, list_runs
+from train.runs import create_run, find_run, list_runs
 from train.weights import save_state_dict
 
 
@@ -92,7 +94,6 @@ def test_first_weights_that_are_no_numbers_are_found_out_first(
         prepare(asked, shared_store)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_run_that_diverged_still_has_its_report(
     store: Store, settings: Settings, digits_dataset: Dataset
 ) -> None:
@@ -100,23 +101,35 @@ def test_a_run_that_diverged_still_has_its_report(
     for split in ("val", "test"):
         rows = len(digits_dataset.split(split))
         run.write_logits(np.full((rows, 10), np.nan, np.float32), split)
-    result = RunResult(
-        epochs=1,
-        steps=1,
-        workers=1,
-        device="cpu",
-        seconds=1.0,
-        images_per_s=1.0,
-        restarts=0,
-        weights_sha256="0" * 64,
-        history=(),
-        failures={},
-    )
+    result = make_result(epochs=1, steps=1, history=())
     log = Tracking(settings).start_run("lost", {}, {})
     evaluation = conclude(run, digits_dataset, result, log)
     log.finish("FAILED")
     assert evaluation.calibration == ()
     assert run.report_file.is_file()
+
+
+@pytest.mark.parametrize(
+    ("done", "epochs", "message"),
+    [
+        (8, None, "run one has finished its 8 epochs; ask for more with --epochs"),
+        (8, 8, "run one has finished its 8 epochs; ask for more with --epochs"),
+        (5, 20, "run one stopped early, after 5 of 8 epochs; train a new one with more early_stop"),
+    ],
+)
+def test_a_run_that_is_done_is_not_resumed(
+    store: Store,
+    settings: Settings,
+    digits_dataset: Dataset,
+    done: int,
+    epochs: int | None,
+    message: str,
+) -> None:
+    config = get_recipe("digits").with_changes({"epochs": 8}, "test")
+    run = finish_run(store, config, digits_dataset, "one", history=make_history(done))
+    tracking = Tracking(settings)
+    with pytest.raises(NotFoundError, match=message):
+        resume(run, store, tracking, None, epochs=epochs)  # type: ignore[arg-type]
 
 
 def test_a_run_is_made_once_and_found_by_name(store: Store, digits_dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Order, sharding and decoding of batches."""
+"""Order, parts, mixing and decoding of batches."""
 
 import subprocess
 import sys
@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from photos import write_photos
 from sklearn.datasets import load_digits
 
@@ -17,8 +19,8 @@ from cluster.dataset import Dataset, ImageSplit, Split
 from cluster.errors import ConfigError, DataError
 from cluster.images import Crop
 from cluster.splits import Rows
-from train.config import AugmentConfig
-from train.data.loader import BATCHES_AHEAD, Batch, TrainLoader, shard_batches
+from train.config import AugmentConfig, ErasingConfig, RandAugmentConfig
+from train.data.loader import BATCHES_AHEAD, Batch, Mix, TrainLoader, eval_batches
 from train.data.sampling import epoch_order
 
 
@@ -29,24 +31,149 @@ def split() -> Split:
     return Split(images, digits.target.astype(np.int64))
 
 
-def loader(split: Split, *, rank: int = 0, world: int = 1, seed: int = 7) -> TrainLoader:
-    config = AugmentConfig(flip=True, translate=2)
-    return TrainLoader(split, 64, config, seed=seed, rank=rank, world=world)
+AUGMENT = {
+    "flip": AugmentConfig(flip=True, translate=2),
+    "mixed": AugmentConfig(flip="alternating", mixup=0.4, cutmix=1.0),
+    "hard": AugmentConfig(
+        rand_augment=RandAugmentConfig(), erasing=ErasingConfig(), cutout=3, cutmix=1.0
+    ),
+}
+
+
+def loader(
+    split: ImageSplit,
+    name: str = "flip",
+    *,
+    batch_size: int = 64,
+    parts: Sequence[int] = (0,),
+    num_parts: int = 1,
+    seed: int = 7,
+) -> TrainLoader:
+    return TrainLoader(
+        split, batch_size, AUGMENT[name], seed=seed, parts=parts, num_parts=num_parts
+    )
 
 
 def same(left: Batch, right: Batch) -> bool:
+    if left.mix is not None and right.mix is not None:
+        alike = torch.equal(left.mix.labels, right.mix.labels)
+        if not (alike and torch.equal(left.mix.share, right.mix.share)):
+            return False
+    elif left.mix is not right.mix:
+        return False
     return torch.equal(left.images, right.images) and torch.equal(left.labels, right.labels)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_workers_share_each_batch_of_one_worker(split: Split, world: int) -> None:
-    whole = list(loader(split).epoch(3))
-    parts = [list(loader(split, rank=rank, world=world).epoch(3)) for rank in range(world)]
+def every(batch: Batch, part: int, num_parts: int) -> Batch:
+    """A part of a batch."""
+    mix = batch.mix
+    return Batch(
+        batch.images[part::num_parts],
+        batch.labels[part::num_parts],
+        mix and Mix(mix.labels[part::num_parts], mix.share[part::num_parts]),
+    )
+
+
+@pytest.mark.parametrize("name", AUGMENT)
+@pytest.mark.parametrize("num_parts", [2, 4, 7])
+def test_parts_are_those_of_each_batch_whoever_takes_them(
+    split: Split, name: str, num_parts: int
+) -> None:
+    whole = list(loader(split, name).epoch(3))
     assert len(whole) == len(split) // 64
-    for step, batch in enumerate(whole):
-        images = torch.stack([part[step].images for part in parts], 1).flatten(0, 1)
-        labels = torch.stack([part[step].labels for part in parts], 1).flatten()
-        assert same(Batch(images, labels), batch)
+    groups = [
+        [[part] for part in range(num_parts)],
+        [list(range(num_parts))],
+        [list(range(num_parts))[1::2], list(range(num_parts))[::2]],
+    ]
+    for workers in groups:
+        for parts in workers:
+            stream = loader(split, name, parts=parts, num_parts=num_parts).epoch(3)
+            for batch in whole:
+                for part in parts:
+                    assert same(next(stream), every(batch, part, num_parts))
+            assert next(stream, None) is None
+
+
+def test_parts_may_be_uneven(split: Split) -> None:
+    stream = loader(split, batch_size=10, parts=(0, 1, 2, 3), num_parts=4).epoch(0)
+    assert [len(next(stream).labels) for _ in range(5)] == [3, 3, 2, 2, 3]
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), name=st.sampled_from(sorted(AUGMENT)))
+def test_an_image_does_not_depend_on_the_size_of_the_batch(
+    split: Split, data: st.DataObject, name: str
+) -> None:
+    """Nor on where a run began, or how its batches were shared."""
+    few = Split(split.images[:90], split.labels[:90])
+    (whole,) = loader(few, name, batch_size=90).epoch(2)
+    size = data.draw(st.integers(1, 30))
+    num_parts = data.draw(st.integers(1, size))
+    first = data.draw(st.integers(0, 90 // size - 1))
+    stream = loader(few, name, batch_size=size, parts=range(num_parts), num_parts=num_parts).epoch(
+        2, first
+    )
+    for step in range(first, 90 // size):
+        rows = slice(step * size, (step + 1) * size)
+        mix = whole.mix and Mix(whole.mix.labels[rows], whole.mix.share[rows])
+        batch = Batch(whole.images[rows], whole.labels[rows], mix)
+        for part in range(num_parts):
+            assert same(next(stream), every(batch, part, num_parts))
+
+
+def test_a_partner_is_mixed_in_as_it_is_augmented_itself(split: Split) -> None:
+    """Cutmix's boxes show it: outside the image itself, inside another row of this epoch."""
+    base = AugmentConfig(flip=True, translate=1)
+    few = Split(split.images[:50], split.labels[:50])
+    (plain,) = TrainLoader(few, 50, base, seed=1).epoch(0)
+    mixed_config = base.model_copy(update={"mixup": 1.0})
+    (mixed,) = TrainLoader(few, 50, mixed_config, seed=1).epoch(0)
+    assert mixed.mix is not None
+    assert torch.equal(mixed.labels, plain.labels)
+    for image, own, label, share in zip(
+        mixed.images, plain.images, mixed.mix.labels, mixed.mix.share, strict=True
+    ):
+        blends = torch.floor(own * share + plain.images * (1 - share) + 0.5).to(torch.uint8)
+        found = (blends == image).flatten(1).all(1)
+        assert bool((plain.labels[found] == label).any())
+
+
+def test_evaluation_does_not_depend_on_the_number_of_workers(split: Split) -> None:
+    whole = list(eval_batches(split, 100))
+    assert [len(batch.labels) for batch in whole] == [100] * 17 + [97]
+    assert np.array_equal(torch.cat([batch.images for batch in whole]).numpy(), split.images)
+    assert np.array_equal(torch.cat([batch.labels for batch in whole]).numpy(), split.labels)
+    for world in (2, 3, 30):
+        for rank in range(world):
+            own = list(eval_batches(split, 100, rank=rank, world=world))
+            assert all(same(a, b) for a, b in zip(own, whole[rank::world], strict=True))
+
+
+@pytest.mark.filterwarnings("error")
+def test_mapped_pixels_are_copied_before_they_are_changed(split: Split) -> None:
+    images = split.images.copy()
+    images.flags.writeable = False
+    mapped = Split(images, split.labels)
+    for name in AUGMENT:
+        assert len(list(loader(mapped, name, batch_size=256).epoch(0))) == 7
+    assert len(list(eval_batches(mapped, 256))) == 8
+    assert np.array_equal(images, split.images)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_one_image_cannot_be_mixed(split: Split, name: str) -> None:
+    one = Split(split.images[:1], split.labels[:1])
+    (batch,) = TrainLoader(one, 1, AugmentConfig(flip=True, translate=2), seed=0).epoch(0)
+    assert batch.images.shape == (1, 1, 8, 8)
+    config = AugmentConfig.model_validate({name: 0.5})
+    with pytest.raises(ConfigError, match=f"augment.{name}=0.5 needs a training split of two"):
+        TrainLoader(one, 1, config, seed=0)
+
+
+def test_a_shift_larger_than_the_images_is_refused(split: Split) -> None:
+    with pytest.raises(ConfigError, match=r"augment.translate=8: at most 7 for images of 8x8"):
+        TrainLoader(split, 64, AugmentConfig(translate=8), seed=0)
 
 
 def test_an_epoch_can_begin_at_any_step(split: Split) -> None:
@@ -70,30 +197,17 @@ def test_a_batch_larger_than_the_data_is_refused(split: Split) -> None:
         TrainLoader(split, 1798, AugmentConfig(), seed=0)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_evaluation_counts_every_image_once(split: Split, world: int) -> None:
-    seen = np.empty((len(split), 64), np.uint8)
-    count = 0
-    for rank in range(world):
-        images = [batch.images for batch in shard_batches(split, 100, rank=rank, world=world)]
-        own = torch.cat(images).flatten(1).numpy()
-        seen[rank::world] = own
-        count += len(own)
-    assert count == len(split)
-    assert np.array_equal(seen, split.images.reshape(-1, 64))
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_photos(tmp_path_factory.mktemp("data") / "photos", {"train": 70, "val": 23})
 
 
 def photo_loader(
-    photos: Dataset, *, threads: int = 2, rank: int = 0, world: int = 1
+    photos: Dataset, *, threads: int = 2, parts: Sequence[int] = (0,), num_parts: int = 1
 ) -> TrainLoader:
-    config = AugmentConfig(random_resized_crop=0.3, flip=True)
+    config = AugmentConfig(random_resized_crop=0.3, flip=True, mixup=1.0)
     train = photos.split("train")
-    return TrainLoader(train, 16, config, seed=3, rank=rank, world=world, threads=threads)
+    return TrainLoader(train, 16, config, seed=3, parts=parts, num_parts=num_parts, threads=threads)
 
 
 def test_whichever_thread_decodes_the_batches_are_the_same(photos: Dataset) -> None:
@@ -103,10 +217,9 @@ def test_whichever_thread_decodes_the_batches_are_the_same(photos: Dataset) -> N
     assert all(same(a, b) for a, b in zip(alone, many, strict=True))
     rest = list(photo_loader(photos).epoch(2, 3))
     assert all(same(a, b) for a, b in zip(rest, alone[3:], strict=True))
-    halves = [list(photo_loader(photos, rank=rank, world=2).epoch(2)) for rank in range(2)]
-    for left, right, whole in zip(*halves, alone, strict=True):
-        joined = torch.stack([left.images, right.images], 1).flatten(0, 1)
-        assert torch.equal(joined, whole.images)
+    for part in range(2):
+        half = photo_loader(photos, parts=[part], num_parts=2).epoch(2)
+        assert all(same(a, every(b, part, 2)) for a, b in zip(half, alone, strict=True))
     assert not same(alone[0], next(photo_loader(photos).epoch(3)))
 
 
@@ -134,20 +247,21 @@ def test_a_balanced_epoch(photos: Dataset) -> None:
 @pytest.mark.parametrize("world", [1, 3])
 def test_encoded_images_are_evaluated_once_and_in_order(photos: Dataset, world: int) -> None:
     val = photos.split("val")
-    seen = np.zeros((len(val), *photos.meta.image.shape), np.uint8)
+    images = val.take(slice(None))
     for rank in range(world):
-        batches = list(shard_batches(val, 4, rank=rank, world=world, threads=2))
-        seen[rank::world] = torch.cat([batch.images for batch in batches]).numpy()
-        labels = torch.cat([batch.labels for batch in batches]).numpy()
-        assert np.array_equal(labels, val.labels[rank::world])
-    assert np.array_equal(seen, val.take(slice(None)))
+        for number, batch in enumerate(eval_batches(val, 4, rank=rank, world=world, threads=2)):
+            rows = slice(4 * (rank + number * world), 4 * (rank + number * world) + 4)
+            assert np.array_equal(batch.images.numpy(), images[rows])
+            assert np.array_equal(batch.labels.numpy(), val.labels[rows])
+        assert rank + number * world > 5 - world
 
 
 def test_a_damaged_image_ends_the_epoch_where_it_stands(tmp_path: Path) -> None:
     dataset = write_photos(tmp_path / "photos", {"train": 48}, train_replaced={20: b"no image"})
+    config = AugmentConfig(random_resized_crop=0.3)
     order = epoch_order(dataset.split("train").labels, "shuffle", seed=3, epoch=0)
     step = int(np.flatnonzero(order == 20)[0]) // 16
-    batches = photo_loader(dataset).epoch(0)
+    batches = TrainLoader(dataset.split("train"), 16, config, seed=3, threads=2).epoch(0)
     for _ in range(step):
         next(batches)
     with pytest.raises(DataError, match=r"train-0000\d\.arrow: row \d+: not an image; allowed"):
@@ -191,7 +305,7 @@ from pathlib import Path
 import torch
 from cluster.dataset import Dataset
 from train.config import AugmentConfig
-from train.data.loader import TrainLoader, shard_batches
+from train.data.loader import TrainLoader, eval_batches
 
 def private():
     status = Path("/proc/self/status").read_text()
@@ -201,7 +315,7 @@ def peak(path):
     train = Dataset.open(Path(path)).split("train")
     loader = TrainLoader(train, 32, AugmentConfig(random_resized_crop=0.3), seed=0, threads=2)
     trained = max(private() for batch in loader.epoch(0))
-    return max(trained, max(private() for batch in shard_batches(train, 32, threads=2)))
+    return max(trained, max(private() for batch in eval_batches(train, 32, threads=2)))
 
 torch.set_num_threads(1)
 peak(sys.argv[1])

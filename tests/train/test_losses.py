@@ -20,6 +20,11 @@ CONFIGS: list[LossConfig] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @dataclass
 class Mix:
     labels: Tensor

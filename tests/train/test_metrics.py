@@ -69,3 +69,15 @@ def test_worst_mistakes_are_the_surest() -> None:
     labels = np.array([1, 1, 1, 1])
     assert worst_mistakes(logits, labels, 2).tolist() == [0, 3]
     assert worst_mistakes(logits, np.array([0, 0, 1, 0]), 9).tolist() == []
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_are_counted_without_a_warning(broken: float) -> None:
+    logits = np.zeros((4, 2), np.float32)
+    logits[:, 0] = [2, 2, broken, 2]
+    labels = np.array([0, 1, 0, 0])
+    found = evaluate_logits(logits, labels, ("a", "b"), dataset="x", split="test")
+    assert found.images == 4
+    assert sum(row.images for row in found.calibration) == (4 if broken == -np.inf else 3)
+    assert not np.isfinite(found.loss)
+    assert 1 in worst_mistakes(logits, labels, 9)

@@ -12,10 +12,20 @@ from torch import Tensor, nn
 from cluster.dataset import ChannelStatistics, Dataset
 from cluster.errors import CheckpointError, ConfigError
 from cluster.images import ImageSpec
-from train.config import Activation, NetConfig, ResNetConfig, TrainConfig
+from train.config import (
+    Activation,
+    AirbenchConfig,
+    ModelConfig,
+    NetConfig,
+    ResNetConfig,
+    TorchvisionConfig,
+    TrainConfig,
+)
+from train.models.choice import choose_model, parse_model
 from train.models.classifier import Classifier, build_classifier, num_parameters
 from train.models.net import Net
-from train.models.resnet import ResNet
+from train.models.resnet import BasicBlock, PadShortcut, ResNet
+from train.models.scaling import base_model
 from train.weights import load_state_dict, save_state_dict
 
 
@@ -114,10 +124,65 @@ def test_networks_size_themselves(
     assert net(torch.randn(2, *shape)).shape == (2, 7)
 
 
-def test_resnet_20_has_the_published_size() -> None:
-    resnet = ResNet(ResNetConfig(blocks=(3, 3, 3)), (3, 32, 32), 10)
-    # He et al. 2016, table 6: 0.27 M; projections in the shortcuts add 2,752 with their norms.
-    assert num_parameters(resnet) == pytest.approx(272_474, abs=0)
+@pytest.mark.parametrize(("name", "count"), [("resnet20", 269_722), ("resnet56", 853_018)])
+def test_resnets_by_name_have_the_published_sizes(name: str, count: int) -> None:
+    # He et al. 2016, table 6: 0.27 M and 0.85 M.
+    config = ResNetConfig.model_validate(parse_model(name))
+    assert num_parameters(ResNet(config, (3, 32, 32), 10)) == count
+    # Projections in the shortcuts add 2,752 with their norms.
+    projecting = config.model_copy(update={"shortcut": "projection"})
+    assert num_parameters(ResNet(projecting, (3, 32, 32), 10)) == count + 2752
+
+
+def test_models_by_name_take_further_settings() -> None:
+    assert choose_model("resnet20", {"width": 32}) == {**parse_model("resnet20"), "width": 32}
+    assert parse_model("airbench") == {"name": "airbench"}
+    with pytest.raises(ConfigError, match=r"near it are: resnet20"):
+        parse_model("resnet_20")
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_the_padded_shortcut_takes_every_second_pixel_and_zeros(side: int) -> None:
+    x = torch.arange(2.0 * side * side).reshape(1, 2, side, side)
+    out = PadShortcut(3, 2)(x)
+    half = (side + 1) // 2
+    expected = torch.zeros(1, 5, half, half)
+    for channel in range(2):
+        for row in range(half):
+            for column in range(half):
+                expected[0, 1 + channel, row, column] = x[0, channel, 2 * row, 2 * column]
+    assert torch.equal(out, expected)
+    block = BasicBlock(2, 4, 2, "relu", "pad")
+    nn.init.zeros_(block.bn2.weight)  # Only the shortcut is left.
+    assert torch.equal(block(x)[:, 1:3], x[:, :, ::2, ::2])
+
+
+@pytest.mark.parametrize("config", [NetConfig(dropout=0.5), ResNetConfig(dropout=0.5)])
+def test_dropout_is_of_training_alone(config: NetConfig | ResNetConfig) -> None:
+    kinds = {"net": Net, "resnet": ResNet}
+    torch.manual_seed(0)
+    net = kinds[config.name](config, (1, 16, 16), 10)
+    torch.manual_seed(0)
+    plain = kinds[config.name](config.model_copy(update={"dropout": 0.0}), (1, 16, 16), 10)
+    images = torch.randn(4, 1, 16, 16)
+    assert not torch.equal(net(images), net(images))
+    net.eval()
+    plain.load_state_dict(net.state_dict())
+    assert torch.equal(net(images), plain.eval()(images))
+
+
+def test_a_network_is_compared_with_its_default_widths() -> None:
+    wide: list[ModelConfig] = [
+        NetConfig(channels=(64, 128), hidden=256, activation="gelu"),
+        ResNetConfig(width=64, blocks=(3, 3, 3), shortcut="pad"),
+        AirbenchConfig(widths=(128, 512, 512), depth=3),
+    ]
+    assert [base_model(config) for config in wide] == [
+        NetConfig(activation="gelu"),
+        ResNetConfig(blocks=(3, 3, 3), shortcut="pad"),
+        AirbenchConfig(depth=3),
+    ]
+    assert base_model(TorchvisionConfig(arch="resnet18")) is None
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from torch import nn
 from cluster.errors import ConfigError
 from cluster.store import Store
 from train.config import FileConfig, TrainConfig
-from train.fit import pin_source
 from train.models.check import check_classifier
 from train.models.classifier import build_classifier
 from train.models.file import build_from_file
+from train.preparing import pin_source
 from train.runs import create_run
 
 GOOD = """

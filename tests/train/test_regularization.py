@@ -14,12 +14,17 @@ from train.regularization import add_l1, clip_gradients, gradient_norm
 PLAIN = TrainConfig(recipe="test", data="digits")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def net_with_gradients() -> Net:
     torch.manual_seed(0)
     net = Net(NetConfig(channels=(2, 3), hidden=4), (1, 8, 8), 10)
     net(torch.randn(5, 1, 8, 8)).square().sum().backward()
     # One that is frozen.
-    net.conv2.bias.grad = None
+    net.get_parameter("conv2.bias").grad = None
     return net
 
 

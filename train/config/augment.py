@@ -52,7 +52,8 @@ class RandAugmentConfig(Frozen):
 
 
 class AugmentConfig(Frozen):
-    """Changes to training images; each is a function of (seed, epoch, sample) alone."""
+    """Changes to training images, in this order but for the crop, which comes first; each is a
+    function of (seed, epoch, sample) alone."""
 
     flip: bool | Literal["alternating"] = False
     """Mirror half of the images left to right. ``alternating`` draws in the first epoch which half,
@@ -70,8 +71,9 @@ class AugmentConfig(Frozen):
     cutout: int = Field(default=0, ge=0, le=256)
     """Blacken a square of this side at a random place (DeVries and Taylor 2017)."""
     mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Blend each image, and its label, with another's; the share is drawn from
-    Beta(mixup, mixup) (Zhang et al. 2018). 0 is off."""
+    """Blend each image, and its label, with those of any other training image; the share is drawn
+    from Beta(mixup, mixup) (Zhang et al. 2018), in 256ths. 0 is off."""
     cutmix: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Paste a box of another image into each, and mix the labels by area; the share is drawn from
-    Beta(cutmix, cutmix) (Yun et al. 2019). 0 is off. With both, half of the images take each."""
+    """Paste a box of any other training image into each, and mix the labels by area; the share is
+    drawn from Beta(cutmix, cutmix) (Yun et al. 2019). 0 is off. With both, half of the images take
+    each."""

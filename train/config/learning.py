@@ -33,7 +33,7 @@ class MseConfig(_LossConfig):
 
 
 class FocalConfig(_LossConfig):
-    """Cross-entropy times ``(1 - p) ** gamma``, p that of the label (Lin et al. 2017, equation 4)."""
+    """Cross-entropy times ``(1 - p) ** gamma``, p that of the label (Lin et al. 2017, eq. 4)."""
 
     name: Literal["focal"] = "focal"
     gamma: float = Field(default=2.0, ge=0)
@@ -51,7 +51,7 @@ class _OptimConfig(Frozen):
 
 
 class GdConfig(_OptimConfig):
-    """Gradient descent: each step takes the whole training split, ``batch_size`` images at a time."""
+    """Gradient descent: each step takes the whole training split, ``batch_size`` images at once."""
 
     name: Literal["gd"] = "gd"
     lr: float = Field(default=0.1, gt=0)
@@ -128,9 +128,9 @@ class MuonConfig(_OptimConfig):
     """Of Newton-Schulz."""
     normalize_weights: bool = True
     """Scale each kernel to the norm ``sqrt(out)`` before its step, as airbench does."""
-    bias_lr_ratio: float = Field(default=0.25, gt=0)
+    bias_lr_ratio: float = Field(default=0.5, gt=0)
     """Rate of biases and normalisation weights over ``lr``."""
-    head_lr_ratio: float = Field(default=2.8, gt=0)
+    head_lr_ratio: float = Field(default=1.0, gt=0)
     """Rate of the first and the last layer's weights over ``lr``."""
     sgd_momentum: float = Field(default=0.85, ge=0, lt=1)
     """Of what takes SGD."""
@@ -163,7 +163,7 @@ class ClipConfig(Frozen):
 
 
 class EmaConfig(Frozen):
-    """Exponential moving average of the weights. It is what is evaluated, and what a run ends with."""
+    """Exponential moving average of the weights: what is evaluated, and what a run ends with."""
 
     decay: float = Field(default=0.999, gt=0, lt=1)
     """Of a step; at step t at most ``(1 + t) / (10 + t)``, so that the beginning is forgotten."""

@@ -52,9 +52,9 @@ class AirbenchConfig(Frozen):
     depth: Literal[2, 3] = 2
     """Convolutions of a group; 3 adds a residual connection, as airbench96 does."""
     scale: float = Field(default=1 / 9, gt=0)
-    """What the logits are multiplied with. The last layer's first weights are in inverse proportion,
-    so that this decides how far a step moves the logits: 1/9 is for SGD as in airbench94, 1/256 for
-    the rates of Muon as in airbench94_muon."""
+    """What the logits are multiplied with. The last layer's first weights are in inverse
+    proportion, so that this decides how far a step moves the logits: 1/9 is for SGD as in
+    airbench94, 1/256 for the rates of Muon as in airbench94_muon."""
     whiten_epochs: int = Field(default=3, ge=0)
     """Epochs in which the first layer's bias is trained; its weights never are."""
     dropout: Dropout = 0.0

@@ -5,13 +5,21 @@ into, the worker that trains on it, or what was drawn before. So a resumed run, 
 number of workers, sees the same images.
 """
 
+import numpy as np
+import numpy.typing as npt
+
 from cluster.errors import ConfigError
 from train.config import AugmentConfig
 from train.data.color import jitter
 from train.data.draws import Draws
 from train.data.erasing import cutout, erase
 from train.data.geometry import Pixels, flip, mirrored, shifts, translate
+from train.data.mixing import mix_piece
 from train.data.rand_augment import rand_augment
+
+PIECE_BYTES = 2**19
+"""Pixels that are computed with at a time, where that takes wider numbers than bytes: those of a
+whole batch would neither stay in a core's cache nor in memory that is at hand."""
 
 
 def augment(images: Pixels, config: AugmentConfig, draws: Draws) -> Pixels:
@@ -33,12 +41,34 @@ def augment(images: Pixels, config: AugmentConfig, draws: Draws) -> Pixels:
     if config.rand_augment is not None:
         rand_augment(images, config.rand_augment, draws)
     if config.color is not None:
-        images = jitter(images, config.color, draws)
+        for rows in _pieces(images):
+            images[rows] = jitter(images[rows], config.color, draws.of(draws.samples[rows]))
     if config.erasing is not None:
         erase(images, config.erasing, draws)
     if config.cutout:
         cutout(images, config.cutout, draws)
     return images
+
+
+def mix(
+    images: Pixels, others: Pixels, config: AugmentConfig, draws: Draws
+) -> npt.NDArray[np.float32]:
+    """Mix each image with its partner, in place.
+
+    Args:
+        images: are written to.
+        others: their partners, augmented.
+        config: has ``mixup``, ``cutmix`` or both; of both, half of the images take each.
+        draws: of the images' samples.
+
+    Returns:
+        float32 ``[n]``: the share of each image that is its own.
+    """
+    share = np.empty(len(images), np.float32)
+    for rows in _pieces(images):
+        own = draws.of(draws.samples[rows])
+        share[rows] = mix_piece(images[rows], others[rows], config, own)
+    return share
 
 
 def check_augment(config: AugmentConfig, rows: int, height: int, width: int) -> None:
@@ -77,3 +107,8 @@ def without_effect(config: AugmentConfig, channels: int) -> list[str]:
         return []
     named = [name for name in ("saturation", "hue") if getattr(color, name)]
     return [f"augment.color.{name} has no effect on grey images" for name in named]
+
+
+def _pieces(images: Pixels) -> list[slice]:
+    size = max(1, PIECE_BYTES // images[:1].size)
+    return [slice(start, start + size) for start in range(0, len(images), size)]

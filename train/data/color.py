@@ -1,8 +1,9 @@
 """What values pixels of uint8 batches take, different for each image.
 
-Where Pillow has the operation, this is Pillow's, to the byte, except for contrast, where Pillow
-rounds the mean; torchvision's, which computes grey otherwise, are at most a level or two away. Sums
-over an image are sums of integers, so that an image's bits do not depend on the size of its batch.
+Where Pillow has the operation, this is Pillow's, to the byte, except for contrast and autocontrast,
+where Pillow rounds on the way; torchvision's, which computes grey otherwise, are at most two levels
+away. Sums over an image are sums of integers, so that an image's bits do not depend on the size of
+its batch.
 """
 
 import numpy as np
@@ -91,10 +92,14 @@ def hue(images: Pixels, turns: Factors) -> Pixels:
 
 def autocontrast(images: Pixels) -> Pixels:
     """Stretch each channel to the whole range; a channel of one value stays."""
-    lowest = images.min((2, 3), keepdims=True).astype(np.int32)
-    spread = images.max((2, 3), keepdims=True).astype(np.int32) - lowest
-    stretched = (images - lowest) * 255 // np.maximum(spread, 1)
-    return np.where(spread == 0, images, stretched.astype(np.uint8))
+    lowest = images.min((2, 3), keepdims=True)
+    spread = images.max((2, 3), keepdims=True) - lowest
+    # A channel of one value is stretched from 0 to 255, which is where it is.
+    flat = spread == 0
+    lowest[flat], spread[flat] = 0, 255
+    # At most 255 * 255, which fits into 16 bits.
+    stretched: Pixels = ((images - lowest) * np.uint16(255) // spread).astype(np.uint8)
+    return stretched
 
 
 def equalize(images: Pixels) -> Pixels:
@@ -107,17 +112,22 @@ def equalize(images: Pixels) -> Pixels:
     before = counts.cumsum(1) - counts
     table = np.minimum((before + step // 2) // np.maximum(step, 1), 255)
     table = np.where(step == 0, np.arange(256), table).astype(np.uint8)
-    return table.ravel()[index].reshape(images.shape)
+    levels: Pixels = table.ravel()[index].reshape(images.shape)
+    return levels
 
 
 def solarize(images: Pixels, threshold: float) -> Pixels:
     """Invert what is at or above a threshold of [0, 256]."""
-    return np.where(images >= threshold, 255 - images, images)
+    # 255 - x is x with every bit turned, without a choice by np.where.
+    turned = np.greater_equal(images, threshold).astype(np.uint8)
+    inverted: Pixels = images ^ np.negative(turned)
+    return inverted
 
 
 def posterize(images: Pixels, bits: int) -> Pixels:
     """Keep so many of the upper bits."""
-    return images & np.uint8(256 - 2 ** (8 - bits))
+    kept: Pixels = images & np.uint8(256 - 2 ** (8 - bits))
+    return kept
 
 
 def grey(images: Pixels) -> Pixels:
@@ -126,7 +136,8 @@ def grey(images: Pixels) -> Pixels:
         return images
     red, green, blue = images.transpose(1, 0, 2, 3).astype(np.uint32)
     luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-    return luma.astype(np.uint8)[:, None]
+    greys: Pixels = luma.astype(np.uint8)[:, None]
+    return greys
 
 
 def _blend(

@@ -54,13 +54,13 @@ class Draws:
         return Draws(self.seed, self.epoch, samples)
 
     def bits(self, stream: Stream, first: int = 0, count: int = 1) -> npt.NDArray[np.uint64]:
-        """``count`` hashes a sample, from number ``first`` of the stream on: uint64 ``[n, count]``."""
+        """``count`` hashes a sample, from a stream's number ``first`` on: uint64 ``[n, count]``."""
         keys = _keys(self.seed, self.epoch, stream, first, count)
         return _hash(self.samples.astype(np.uint64)[:, None] + keys)
 
     def uniforms(self, stream: Stream, count: int, first: int = 0) -> npt.NDArray[np.float64]:
         """``count`` numbers in [0, 1) a sample: float64 ``[n, count]``."""
-        return (self.bits(stream, first, count) >> np.uint64(11)) * 2.0**-53
+        return (self.bits(stream, first, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def uniform(self, stream: Stream, number: int = 0) -> npt.NDArray[np.float64]:
         """One number in [0, 1) a sample: float64 ``[n]``."""
@@ -78,7 +78,7 @@ class Draws:
 
 @functools.lru_cache(maxsize=256)
 def _keys(seed: int, epoch: int, stream: Stream, first: int, count: int) -> npt.NDArray[np.uint64]:
-    """Where each number of a stream begins to count samples. The same for all batches of an epoch."""
+    """Where each number of a stream begins to count samples: the same for a whole epoch."""
     start = _hash_one(_hash_one(_hash_one(seed) + epoch) + stream)
     return np.array([_hash_one(start + first + number) for number in range(count)], np.uint64)
 

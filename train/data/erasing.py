@@ -93,6 +93,6 @@ def erasing_boxes(config: ErasingConfig, draws: Draws, height: int, width: int) 
     fits = (tall < height) & (wide < width)
     first = fits.argmax(1)
     each = np.arange(count)
-    sides = np.stack([tall[each, first], wide[each, first]], 1) * fits.any(1)[:, None]
+    sides = np.stack([tall[each, first], wide[each, first]], 1) * fits.any(1, keepdims=True)
     starts = (place * (np.array([height, width]) - sides + 1)).astype(np.int64)
     return np.concatenate([starts, starts + sides], 1)

@@ -1,6 +1,7 @@
 """Batches out of a mapped split; encoded images are decoded ahead of the step that takes them."""
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from cluster.dataset import ImageSplit, Split
 from cluster.errors import ConfigError
 from cluster.images import Crop
 from train.config import AugmentConfig, Sampling
-from train.data.augment import augment, check_augment
+from train.data.augment import augment, check_augment, mix
 from train.data.crops import random_crops
 from train.data.draws import Draws
 from train.data.geometry import Pixels
-from train.data.mixing import Mix, Partners, mix
+from train.data.mixing import Mix, Partners
 from train.data.sampling import epoch_order
 
 __all__ = ["Batch", "Mix", "TrainLoader", "eval_batches"]
@@ -27,6 +28,8 @@ Indices = npt.NDArray[np.int64]
 
 BATCHES_AHEAD = 2
 """How many batches are being decoded while one is trained on; what bounds the memory for it."""
+IMAGES_TOGETHER = 8192
+"""How many images are augmented at once, if parts of a step are no larger."""
 PIECE = 8
 """Images that a thread decodes at a time."""
 
@@ -88,8 +91,11 @@ class TrainLoader:
         self._config = config
         self._sampling = sampling
         self._seed = seed
-        self._parts = tuple(parts)
         self._num_parts = num_parts
+        # Parts are read and augmented together, which is quicker; but a step of gradient descent is
+        # the whole split, which may be more than memory holds.
+        count = max(1, IMAGES_TOGETHER * num_parts // batch_size)
+        self._together = [parts[at : at + count] for at in range(0, len(parts), count)]
         self._threads = threads
         mixes = bool(config.mixup or config.cutmix)
         self._partners = Partners(split.labels, sampling) if mixes else None
@@ -104,7 +110,11 @@ class TrainLoader:
         """
         order = epoch_order(self._split.labels, self._sampling, seed=self._seed, epoch=epoch)
         steps = range(first_step, self.steps_per_epoch)
-        wanted = (self._with_partners(self._rows(order, step), epoch) for step in steps)
+        wanted = (
+            self._with_partners(self._rows(order, step, parts), epoch)
+            for step in steps
+            for parts in self._together
+        )
         scale = self._config.random_resized_crop
 
         def crops(rows: Indices) -> list[Crop]:
@@ -112,18 +122,19 @@ class TrainLoader:
             return random_crops(scale, Draws(self._seed, epoch, rows))
 
         chooser = None if scale is None else crops
-        for rows, images in _read(self._split, wanted, self._threads, chooser):
+        read = _read(self._split, wanted, self._threads, chooser)
+        for parts, (rows, images) in zip(itertools.cycle(self._together), read, strict=False):
             batch = self._batch(rows, images, epoch)
             start = 0
-            for part in self._parts:
+            for part in parts:
                 stop = start + len(range(part, self._batch_size, self._num_parts))
                 yield _cut(batch, start, stop)
                 start = stop
 
-    def _rows(self, order: Indices, step: int) -> Indices:
-        """A step's rows, one part after the other: they are computed together, which is quicker."""
+    def _rows(self, order: Indices, step: int, parts: Sequence[int]) -> Indices:
+        """A step's rows, one part after the other."""
         rows = order[step * self._batch_size : (step + 1) * self._batch_size]
-        return np.concatenate([rows[part :: self._num_parts] for part in self._parts])
+        return np.concatenate([rows[part :: self._num_parts] for part in parts])
 
     def _with_partners(self, rows: Indices, epoch: int) -> Indices:
         if self._partners is None:

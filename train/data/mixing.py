@@ -58,20 +58,10 @@ class Partners:
         return (draws.samples + step) % self._count
 
 
-def mix(
+def mix_piece(
     images: Pixels, others: Pixels, config: AugmentConfig, draws: Draws
 ) -> npt.NDArray[np.float32]:
-    """Mix each image with its partner, in place.
-
-    Args:
-        images: are written to.
-        others: their partners, augmented.
-        config: has ``mixup``, ``cutmix`` or both; of both, half of the images take each.
-        draws: of the images' samples.
-
-    Returns:
-        float32 ``[n]``: the share of each image that is its own.
-    """
+    """Some of what :func:`train.data.augment.mix` mixes, all at once."""
     if not (config.mixup and config.cutmix):
         how = _mixup if config.mixup else _cutmix
         return how(images, others, config, draws)
@@ -116,7 +106,8 @@ def _cutmix(
     paste(images, others, boxes)
     top, left, bottom, right = boxes.T
     area = (bottom - top) * (right - left)
-    return (1 - area / (height * width)).astype(np.float32)
+    share: npt.NDArray[np.float32] = (1 - area / (height * width)).astype(np.float32)
+    return share
 
 
 def _beta(concentration: float, draws: Draws) -> npt.NDArray[np.float64]:

@@ -1,4 +1,7 @@
-"""RandAugment: some operations for each image, drawn anew (Cubuk et al. 2020)."""
+"""RandAugment: some operations for each image, drawn anew (Cubuk et al. 2020).
+
+Magnitudes, and which way is up, are torchvision's.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,8 +16,8 @@ from train.data.geometry import Pixels, warp
 
 Signs = npt.NDArray[np.float64]
 """float64 ``[n]``: 1 or -1, which way an operation goes."""
-Operation = Callable[[Pixels, Signs, float], Pixels]
-"""Of images, their signs, and the magnitude as a share of the largest one."""
+Maps = npt.NDArray[np.float32]
+"""float32 ``[n, 2, 3]``, as :func:`train.data.geometry.warp` takes them."""
 
 MAX_MAGNITUDE = 30
 MAX_DEGREES, MAX_SHEAR, MAX_SHIFT, MAX_CHANGE = 30.0, 0.3, 150 / 331, 0.9
@@ -27,42 +30,49 @@ def rand_augment(images: Pixels, config: RandAugmentConfig, draws: Draws) -> Non
     for turn in range(config.ops):
         chosen = draws.integers(Stream.OPERATION, len(OPERATIONS), turn)
         signs = np.where(draws.uniform(Stream.SIGN, turn) < 0.5, -1.0, 1.0)
-        for number, operation in enumerate(OPERATIONS.values()):
-            rows = np.flatnonzero(chosen == number)
-            if len(rows):
-                images[rows] = operation(images[rows], signs[rows], strength)
+        apply(images, chosen, signs, strength)
 
 
-def _identity(images: Pixels, signs: Signs, strength: float) -> Pixels:
+def apply(images: Pixels, operations: npt.NDArray[np.int64], signs: Signs, strength: float) -> None:
+    """Apply one operation to each image, in place: those of one operation together.
+
+    Args:
+        images: are written to.
+        operations: int64 ``[n]``, indices of :data:`OPERATIONS`.
+        signs: which way each goes.
+        strength: the magnitude as a share of the largest one.
+    """
+    maps = _unmoved(len(images))
+    moved = operations >= len(CHANGES)
+    for number, name in enumerate(OPERATIONS):
+        rows = np.flatnonzero(operations == number)
+        if len(rows) == 0:
+            continue
+        if name in CHANGES:
+            images[rows] = CHANGES[name](images[rows], signs[rows], strength)
+        else:
+            maps[rows] = MOVES[name](signs[rows], strength, *images.shape[2:])
+    if moved.any():
+        images[moved] = warp(images[moved], maps[moved])
+
+
+def _identity(images: Pixels, _signs: Signs, _strength: float) -> Pixels:
     return images
 
 
-def _autocontrast(images: Pixels, signs: Signs, strength: float) -> Pixels:
+def _autocontrast(images: Pixels, _signs: Signs, _strength: float) -> Pixels:
     return color.autocontrast(images)
 
 
-def _equalize(images: Pixels, signs: Signs, strength: float) -> Pixels:
+def _equalize(images: Pixels, _signs: Signs, _strength: float) -> Pixels:
     return color.equalize(images)
 
 
-def _rotate(images: Pixels, signs: Signs, strength: float) -> Pixels:
-    """Counterclockwise where the sign is 1."""
-    angle = math.radians(MAX_DEGREES * strength)
-    height, width = images.shape[2:]
-    cosine, sine = math.cos(angle), math.sin(angle) * signs
-    matrices = np.empty((len(images), 2, 3))
-    matrices[:, 0, 0] = matrices[:, 1, 1] = cosine
-    matrices[:, 0, 1], matrices[:, 1, 0] = -sine, sine
-    middle = np.array([width / 2, height / 2])
-    matrices[:, :, 2] = middle - matrices[:, :, :2] @ middle
-    return warp(images, matrices.astype(np.float32))
-
-
-def _solarize(images: Pixels, signs: Signs, strength: float) -> Pixels:
+def _solarize(images: Pixels, _signs: Signs, strength: float) -> Pixels:
     return color.solarize(images, 255 * (1 - strength))
 
 
-def _posterize(images: Pixels, signs: Signs, strength: float) -> Pixels:
+def _posterize(images: Pixels, _signs: Signs, strength: float) -> Pixels:
     return color.posterize(images, round(8 - 4 * strength))
 
 
@@ -82,48 +92,66 @@ def _sharpness(images: Pixels, signs: Signs, strength: float) -> Pixels:
     return color.sharpness(images, 1 + MAX_CHANGE * strength * signs)
 
 
-def _shear_x(images: Pixels, signs: Signs, strength: float) -> Pixels:
-    matrices = _unmoved(len(images))
-    matrices[:, 0, 1] = MAX_SHEAR * strength * signs
-    return warp(images, matrices)
+def _rotate(signs: Signs, strength: float, height: int, width: int) -> Maps:
+    """Counterclockwise where the sign is 1."""
+    angle = math.radians(MAX_DEGREES * strength)
+    cosine, sine = math.cos(angle), math.sin(angle) * signs
+    maps = np.empty((len(signs), 2, 3))
+    maps[:, 0, 0] = maps[:, 1, 1] = cosine
+    maps[:, 0, 1], maps[:, 1, 0] = -sine, sine
+    middle = (width / 2, height / 2)
+    for row in range(2):
+        turned = maps[:, row, 0] * middle[0] + maps[:, row, 1] * middle[1]
+        maps[:, row, 2] = middle[row] - turned
+    return maps.astype(np.float32)
 
 
-def _shear_y(images: Pixels, signs: Signs, strength: float) -> Pixels:
-    matrices = _unmoved(len(images))
-    matrices[:, 1, 0] = MAX_SHEAR * strength * signs
-    return warp(images, matrices)
+def _shear_x(signs: Signs, strength: float, _height: int, _width: int) -> Maps:
+    return _unmoved_but(0, 1, MAX_SHEAR * strength * signs)
 
 
-def _translate_x(images: Pixels, signs: Signs, strength: float) -> Pixels:
-    matrices = _unmoved(len(images))
-    matrices[:, 0, 2] = -signs * int(MAX_SHIFT * strength * images.shape[3])
-    return warp(images, matrices)
+def _shear_y(signs: Signs, strength: float, _height: int, _width: int) -> Maps:
+    return _unmoved_but(1, 0, MAX_SHEAR * strength * signs)
 
 
-def _translate_y(images: Pixels, signs: Signs, strength: float) -> Pixels:
-    matrices = _unmoved(len(images))
-    matrices[:, 1, 2] = -signs * int(MAX_SHIFT * strength * images.shape[2])
-    return warp(images, matrices)
+def _translate_x(signs: Signs, strength: float, _height: int, width: int) -> Maps:
+    return _unmoved_but(0, 2, -signs * int(MAX_SHIFT * strength * width))
 
 
-def _unmoved(count: int) -> npt.NDArray[np.float32]:
+def _translate_y(signs: Signs, strength: float, height: int, _width: int) -> Maps:
+    return _unmoved_but(1, 2, -signs * int(MAX_SHIFT * strength * height))
+
+
+def _unmoved(count: int) -> Maps:
     return np.tile(np.eye(2, 3, dtype=np.float32), (count, 1, 1))
 
 
-OPERATIONS: Mapping[str, Operation] = {
+def _unmoved_but(row: int, column: int, values: npt.NDArray[np.float64]) -> Maps:
+    maps = _unmoved(len(values))
+    maps[:, row, column] = values
+    return maps
+
+
+CHANGES: Mapping[str, Callable[[Pixels, Signs, float], Pixels]] = {
     "identity": _identity,
     "autocontrast": _autocontrast,
     "equalize": _equalize,
-    "rotate": _rotate,
     "solarize": _solarize,
     "color": _color,
     "posterize": _posterize,
     "contrast": _contrast,
     "brightness": _brightness,
     "sharpness": _sharpness,
+}
+"""Operations that change values, of images, their signs and the strength."""
+MOVES: Mapping[str, Callable[[Signs, float, int, int], Maps]] = {
+    "rotate": _rotate,
     "shear_x": _shear_x,
     "shear_y": _shear_y,
     "translate_x": _translate_x,
     "translate_y": _translate_y,
 }
-"""The paper's fourteen (section 3), by name."""
+"""Operations that move pixels, all of them by one map an image; of signs, the strength, the height
+and the width of the images."""
+OPERATIONS = (*CHANGES, *MOVES)
+"""The paper's fourteen (section 3)."""

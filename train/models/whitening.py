@@ -1,5 +1,6 @@
 """First weights that are computed from training images: the whitening layer of airbench."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,8 +72,8 @@ def _count_patches(split: ImageSplit, size: int) -> tuple[int, Tensor, Tensor]:
     count, total = 0, torch.zeros(entries, dtype=torch.float64)
     products = torch.zeros(entries, entries, dtype=torch.float64)
     for start in range(0, images, rows):
-        taken = torch.from_numpy(split.take(slice(start, min(start + rows, images))))
-        patches = F.unfold(taken.double(), size).transpose(0, 1).flatten(1)
+        taken = split.take(slice(start, min(start + rows, images))).astype(np.float64)
+        patches = F.unfold(torch.from_numpy(taken), size).transpose(0, 1).flatten(1)
         count += patches.shape[1]
         total += patches.sum(1)
         products += patches @ patches.T

@@ -57,8 +57,7 @@ def optimizer_parts(
     ratios = width_ratios(config.optim, net, base) if config.lr_scale == "width" else {}
     groups = parameter_groups(config.optim, net, ratios)
     kind, settings = _kind_and_settings(config.optim)
-    devices = {parameter.device.type for parameter in net.parameters()}
-    if config.hardware.fused and has_fused(config.optim, devices):
+    if config.hardware.fused and has_fused(config.optim):
         settings["fused"] = True
     return OptimizerParts(kind, groups, settings)
 
@@ -69,12 +68,9 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_ratio"]
 
 
-def has_fused(config: OptimConfig, devices: set[str]) -> bool:
-    """Whether PyTorch has one kernel for this optimizer's step on these types of device."""
-    if isinstance(config, AdagradConfig):
-        return devices <= {"cpu"}
-    known = isinstance(config, GdConfig | SgdConfig | AdamConfig | AdamWConfig)
-    return known and devices <= {"cpu", "cuda"}
+def has_fused(config: OptimConfig) -> bool:
+    """Whether PyTorch has one kernel for a whole step of this optimizer, on CPUs and GPUs."""
+    return not isinstance(config, RmspropConfig | MuonConfig)
 
 
 def _kind_and_settings(config: OptimConfig) -> tuple[type[Optimizer], dict[str, Any]]:

@@ -29,16 +29,29 @@ class _Step(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._before_step()
+        super().step()
+        return loss
+
+    def _before_step(self) -> None:
         shrink_weights(self.param_groups)
         for group in self.param_groups:
             if group.get("fused"):
                 match_layouts(group["params"], self.state)
-        super().step()
-        return loss
 
 
 class Sgd(_Step, torch.optim.SGD):
     """SGD and gradient descent."""
+
+    def _before_step(self) -> None:
+        # torch begins a buffer with the first gradient, which is the same as beginning with zeros;
+        # but its fused kernel fails where only some weights have one, as after an unfreezing.
+        for group in self.param_groups:
+            for weight in group["params"] if group["momentum"] else ():
+                state = self.state[weight]
+                if weight.grad is not None and state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+        super()._before_step()
 
 
 class Adam(_Step, torch.optim.Adam):
@@ -76,6 +89,6 @@ def match_layouts(weights: Iterable[Tensor], state: Mapping[Tensor, dict[str, An
             weight.grad = torch.empty_like(weight).copy_(weight.grad)
         kept = state.get(weight, {})
         for name, value in kept.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                if value.stride() != weight.stride():
-                    kept[name] = torch.empty_like(weight).copy_(value)
+            same_shape = isinstance(value, Tensor) and value.shape == weight.shape
+            if same_shape and value.stride() != weight.stride():
+                kept[name] = torch.empty_like(weight).copy_(value)

@@ -51,32 +51,45 @@ def parameter_groups(
     return list(groups.values())
 
 
-def muon_kinds(net: nn.Module) -> dict[str, str]:
-    """For each parameter "hidden" (which takes Muon), "edge" (first or last layer) or "vector".
-
-    Only weights of linear layers, convolutions and attention are matrices; embeddings and class
-    tokens have several dimensions, and none of what Muon needs.
-    """
-    layers = [name for name, one in net.named_modules() if isinstance(one, _LAYERS)]
-    edges = set(layers[:1])
-    if layers:
-        outputs = len(net.get_submodule(layers[-1]).weight)  # type: ignore[arg-type]
-        edges |= set(last_layers(net, outputs))
-    matrices = {f"{name}.weight" for name in layers} | {
+def layer_weights(net: nn.Module) -> set[str]:
+    """Names of the weights ``[outputs, inputs, ...]`` of linear layers, convolutions, attention."""
+    projections = {
         f"{name}.in_proj_weight".removeprefix(".")
         for name, one in net.named_modules()
         if isinstance(one, nn.MultiheadAttention)
     }
-    return {
-        name: _kind(name, matrices, {f"{edge}.weight" for edge in edges})
-        for name, _ in net.named_parameters()
-    }
+    weights = {f"{name}.weight".removeprefix(".") for name in _layers(net)} | projections
+    return weights & {name for name, _ in net.named_parameters()}
 
 
-def _kind(name: str, matrices: set[str], edges: set[str]) -> str:
+def output_layers(net: nn.Module) -> set[str]:
+    """Names of the layers that give the logits: one, or the heads of a network with several."""
+    layers = _layers(net)
+    if not layers:
+        return set()
+    outputs = len(net.get_submodule(layers[-1]).weight)  # type: ignore[arg-type]
+    return set(last_layers(net, outputs)) or {layers[-1]}
+
+
+def muon_kinds(net: nn.Module) -> dict[str, str]:
+    """For each parameter "hidden" (which takes Muon), "edge" (first or last layer) or "vector".
+
+    Only weights of layers are matrices; embeddings and class tokens have several dimensions, and
+    none of what Muon needs.
+    """
+    edges = {f"{name}.weight" for name in {*_layers(net)[:1], *output_layers(net)}}
+    weights = layer_weights(net)
+    return {name: _kind(name, weights, edges) for name, _ in net.named_parameters()}
+
+
+def _layers(net: nn.Module) -> list[str]:
+    return [name for name, one in net.named_modules() if isinstance(one, _LAYERS)]
+
+
+def _kind(name: str, weights: set[str], edges: set[str]) -> str:
     if name in edges:
         return "edge"
-    return "hidden" if name in matrices else "vector"
+    return "hidden" if name in weights else "vector"
 
 
 def _muon_settings(config: MuonConfig, kind: str) -> tuple[dict[str, Any], float]:

@@ -122,12 +122,19 @@ def orthogonalize(matrix: Tensor, iterations: int) -> Tensor:
             gram = x @ x.T
             x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     else:
-        gram, product = x @ x.T, torch.eye(len(x)).to(x)
-        for iteration in range(iterations):
-            if iteration:
-                gram = polynomial @ gram @ polynomial
-            polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-            polynomial.diagonal().add_(a)
-            product = polynomial @ product if iteration else polynomial
+        gram = x @ x.T
+        polynomial = product = _polynomial(gram)
+        for _ in range(iterations - 1):
+            gram = polynomial @ gram @ polynomial
+            polynomial = _polynomial(gram)
+            product = polynomial @ product
         x = product @ x
     return (x.T if tall else x).to(matrix.dtype)
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """``a I + b A + c A^2`` of a Gram matrix A."""
+    a, b, c = COEFFICIENTS
+    polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal().add_(a)
+    return polynomial
