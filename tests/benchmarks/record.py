@@ -118,6 +118,46 @@ def write_facts(
     )
 
 
+def append_run(
+    name: str, run: Mapping[str, object], *, same: Sequence[str]
+) -> list[dict[str, object]]:
+    """Add a run to those that ``docs/benchmarks/NAME.json`` has among its details.
+
+    Args:
+        name: of the file; there need not be one.
+        run: its ``seed`` and figures; commit, time and machine are added.
+        same: fields in which runs must agree to stand on one page; others are dropped, and so is
+            an earlier run of the same seed.
+
+    Returns:
+        The runs by seed, for the details of the next page.
+    """
+    file = RESULTS / f"{name}.json"
+    runs = json.loads(file.read_text("utf-8"))["details"]["runs"] if file.is_file() else []
+    kept = [
+        other
+        for other in runs
+        if other["seed"] != run["seed"] and all(other[field] == run[field] for field in same)
+    ]
+    added = {
+        **run,
+        "commit": code_commit(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine_facts(),
+    }
+    return sorted([*kept, added], key=lambda other: int(str(other["seed"])))
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean, standard deviation, and lowest to highest."""
+    mean = f"{statistics.mean(values):{form}}"
+    if len(values) == 1:
+        return mean
+    return (
+        f"{mean} +- {statistics.stdev(values):{form}} ({min(values):{form}} - {max(values):{form}})"
+    )
+
+
 def _write(
     name: str,
     *,

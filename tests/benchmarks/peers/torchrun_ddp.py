@@ -1,13 +1,14 @@
 """The peer: a bare DistributedDataParallel loop, as one writes it for torchrun.
 
-    torchrun --nproc-per-node 2 torchrun_ddp.py DATASET_FOLDER EPOCHS BATCH_SIZE
+    torchrun --nproc-per-node 2 torchrun_ddp.py DATASET_FOLDER EPOCHS BATCH_SIZE [--steps N]
+        [--memory-format channels_last]
 
 No Ray, no metrics, no checkpoints, no augmentation, no progress: the data set as one uint8 tensor
 in memory, batches by index, the article's Net, AdamW. Rank 0 prints images/s of each epoch as JSON.
 """
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -36,36 +37,46 @@ class Net(nn.Module):
         return self.fc2(F.relu(self.fc1(x)))
 
 
-def main(folder: Path, epochs: int, batch_size: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("epochs", type=int)
+    parser.add_argument("batch_size", type=int)
+    parser.add_argument("--steps", type=int, help="of an epoch; by default all")
+    parser.add_argument("--memory-format", default="contiguous_format")
+    given = parser.parse_args()
+    memory_format = getattr(torch, given.memory_format)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    split = Dataset.open(folder).split("train")
+    split = Dataset.open(given.folder).split("train")
     images = torch.tensor(split.take(slice(None)))
     labels = torch.tensor(split.labels)
     model = nn.parallel.DistributedDataParallel(
-        Net(), gradient_as_bucket_view=True, static_graph=True
+        Net().to(memory_format=memory_format), gradient_as_bucket_view=True, static_graph=True
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    steps = len(labels) // batch_size
+    size = given.batch_size
+    steps = given.steps or len(labels) // size
     speeds = []
-    for epoch in range(epochs):
+    for epoch in range(given.epochs):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
         dist.barrier()
         began = time.monotonic()
         for step in range(steps):
-            rows = order[step * batch_size : (step + 1) * batch_size][rank::world]
+            rows = order[step * size : (step + 1) * size][rank::world]
             batch = images.index_select(0, rows).float().div_(255).sub_(0.286).div_(0.353)
+            batch = batch.contiguous(memory_format=memory_format)
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(model(batch), labels.index_select(0, rows)).backward()
             optimizer.step()
         dist.barrier()
-        speeds.append(steps * batch_size / (time.monotonic() - began))
+        speeds.append(steps * size / (time.monotonic() - began))
     if rank == 0:
         print(json.dumps({"images_per_s": speeds}))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main()
