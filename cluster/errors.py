@@ -9,6 +9,7 @@
         |-- DataError               a data set or an image
         |-- BundleError             a bundle that must not be opened
         |-- CheckpointError         a checkpoint that does not fit
+        |-- DivergedError           a training whose loss is not finite
         |-- NotFoundError           a run, a model, a version, a data set that does not exist
         `-- ResourceError           more CPUs, GPUs or ports than are free
 
@@ -60,6 +61,10 @@ class BundleError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is damaged or belongs to another model."""
+
+
+class DivergedError(UserError):
+    """A training's loss is not finite; another rate or precision may keep it so."""
 
 
 class NotFoundError(UserError):

@@ -27,8 +27,6 @@ class Checkpoint:
     """The state of a run after ``step`` optimizer steps."""
 
     step: int
-    epoch: int
-    """Epoch that the next step belongs to."""
     seed: int
     model_signature: str
     """Names the network, so that a checkpoint of another is refused."""

@@ -89,6 +89,8 @@ class ProcessGroup:
             forward_sync_buffers=False,
             gradient_as_bucket_view=hardware.gradient_as_bucket_view,
             static_graph=hardware.static_graph,
+            # A static graph knows by itself which parameters have no part in the loss.
+            find_unused_parameters=not hardware.static_graph,
         )
         if hardware.compression == "bf16":
             wrapped.register_comm_hook(None, bf16_compress_hook)

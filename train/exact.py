@@ -33,18 +33,27 @@ class Exact:
         net: the network; its batch normalisation is by shard.
         model: what takes a batch's images.
         comm: the peers.
-        parts: which shards of each batch are this worker's.
-        num_parts: shards of all workers.
+        parts: this worker's, those of a shard one after the other.
+        num_shards: of all workers.
+        parts_per_shard: in how many parts each shard is computed, whose gradients are added up
+            in their order.
     """
 
     def __init__(
-        self, net: nn.Module, model: nn.Module, comm: Comm, parts: Sequence[int], num_parts: int
+        self,
+        net: nn.Module,
+        model: nn.Module,
+        comm: Comm,
+        parts: Sequence[int],
+        num_shards: int,
+        parts_per_shard: int = 1,
     ) -> None:
         self._net = net
         self._model = model
         self._comm = comm
         self.parts = parts
-        self._num_parts = num_parts
+        self._num_shards = num_shards
+        self._parts_per_shard = parts_per_shard
         self._norms = _RunningStatistics(net)
         self.rewrap()
 
@@ -61,15 +70,19 @@ class Exact:
         """
         shards = []
         with self._norms:
-            for part, batch in zip(self.parts, batches, strict=True):
-                for parameter in self._parameters:
-                    parameter.grad = None
+            for at, (part, batch) in enumerate(zip(self.parts, batches, strict=True)):
+                if at % self._parts_per_shard == 0:
+                    self._norms.begin()
+                    for parameter in self._parameters:
+                        parameter.grad = None
                 forward(self._model, batch, part).backward()
-                shards.append([*self._gradients(), *self._norms.taken()])
-        sums = sum_exactly(shards, self._comm, self._num_parts)
+                self._norms.take()
+                if (at + 1) % self._parts_per_shard == 0:
+                    shards.append([*self._gradients(), *self._norms.taken])
+        sums = sum_exactly(shards, self._comm, self._num_shards)
         for parameter, total in zip(self._parameters, sums, strict=False):
             parameter.grad = total.div_(batch_size).to(parameter.dtype)
-        self._norms.give(sums[len(self._parameters) :], self._num_parts)
+        self._norms.give(sums[len(self._parameters) :], self._num_shards * self._parts_per_shard)
 
     def _gradients(self) -> list[Tensor]:
         # A parameter that has no part in the loss has no gradient.
@@ -121,8 +134,8 @@ def _largest(tensors: list[Tensor]) -> Tensor:
 class _RunningStatistics:
     """Batch normalisation's running averages, each step moved by the mean over all shards.
 
-    Left alone, a worker's averages would move once for each of its own shards, in turn. Inside the
-    context a layer keeps a shard's own statistics, by a momentum of 1.
+    Left alone, a worker's averages would move once for each of its own parts, in turn. Inside the
+    context a layer keeps a part's own statistics, by a momentum of 1.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -152,20 +165,29 @@ class _RunningStatistics:
         for layer, momentum in zip(self._layers, self._momenta, strict=True):
             layer.momentum = momentum
 
-    def taken(self) -> list[Tensor]:
-        """Mean and variance of each layer, of the shard that was computed last."""
-        self._check_others()
-        return [one.clone() for layer in self._layers for one in _statistics(layer)]
+    def begin(self) -> None:
+        """Forget what was taken: another shard begins."""
+        self.taken: list[Tensor] = []
 
-    def give(self, sums: list[Tensor], num_shards: int) -> None:
-        """Move the averages, given the sums of the shards' statistics."""
+    def take(self) -> None:
+        """Add mean and variance of each layer, of the part that was computed last."""
+        self._check_others()
+        statistics = [one for layer in self._layers for one in _statistics(layer)]
+        if self.taken:
+            for total, one in zip(self.taken, statistics, strict=True):
+                total += one
+        else:
+            self.taken = [one.clone() for one in statistics]
+
+    def give(self, sums: list[Tensor], num_parts: int) -> None:
+        """Move the averages, given the sums of all parts' statistics."""
         old, new = iter(self._before), iter(sums)
         for layer, count in zip(self._layers, self._counts, strict=True):
             _count(layer).copy_(count + 1)
             # Without a momentum PyTorch takes the mean of all batches so far.
             share = layer.momentum if layer.momentum is not None else 1 / (int(count) + 1)
             for running in _statistics(layer):
-                running.copy_(next(old).double().lerp_(next(new).div_(num_shards), share))
+                running.copy_(next(old).double().lerp_(next(new).div_(num_parts), share))
 
     def _check_others(self) -> None:
         for name, before in (self._others or {}).items():

@@ -56,6 +56,7 @@ def fit(
         TrainingError: the run failed; its folder keeps the checkpoints.
     """
     placement = choose_placement(config, session)
+    config = _pin(config, placement)
     run = create_run(store, config, dataset, name)
     with run.alone():
         if config.pretrained is not None:
@@ -97,7 +98,8 @@ def resume(
     if epochs is not None:
         changes["epochs"] = epochs
     if resources is not None:
-        changes["resources"] = dict(resources)
+        # Threads are shared out anew; of as many workers as before they stay, and so do the bits.
+        changes["resources"] = {"cpus_per_worker": None, **resources}
     with run.alone():
         config = run.config()
         if config.recipe == IMPORT_RECIPE:
@@ -110,9 +112,19 @@ def resume(
         dataset = run.dataset(store)
         check_fit(config, dataset)
         placement = choose_placement(config, session)
+        config = _pin(config, placement)
         run.write_config(config)
         log = _resume_log(run, config, tracking)
         return _carry_out(config, dataset, run, store, log, placement, listener)
+
+
+def _pin(config: TrainConfig, placement: Placement) -> TrainConfig:
+    """Keep device and threads, which decide bits too, for whoever goes on with the run."""
+    pinned = {
+        "device": "cuda" if placement.gpu else "cpu",
+        "cpus_per_worker": placement.cpus,
+    }
+    return config.with_changes({"resources": pinned}, "fit")
 
 
 def _check_unfinished(run: Run, config: TrainConfig, epochs: int | None) -> None:
@@ -172,7 +184,10 @@ def _carry_out(
         finally:
             watch.close()
         seconds = time.monotonic() - began
-        result = _result(config, run, placement, worked, watch, seconds)
+        result = _result(config, run, worked, watch, seconds)
+        if config.hardware.memory_format == "auto":
+            chosen = {"hardware": {"memory_format": worked.memory_format}}
+            run.write_config(config.with_changes(chosen, "fit"))
         evaluation = conclude(run, dataset, result, log)
     except BaseException as error:
         # An interrupt, and Ray's answer to SIGTERM, are no Exceptions.
@@ -185,7 +200,6 @@ def _carry_out(
 def _result(
     config: TrainConfig,
     run: Run,
-    placement: Placement,
     worked: WorkerResult,
     watch: Watch,
     seconds: float,
@@ -210,7 +224,7 @@ def _result(
         weights_sha256=worked.weights_sha256,
         history=history,
         failures=watch.failures(),
-        threads=placement.cpus,
+        threads=worked.threads,
         best_epoch=None if stopping is None else best_epoch(history, stopping) or None,
         notes=tuple(dict.fromkeys(str(event["text"]) for event in run.events("note"))),
         starts=starts,

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from train.comm import Comm
@@ -41,13 +42,20 @@ class Averaged:
         comm: the peers.
         hardware: options of the wrapper.
         parts: this worker's.
+        images: uint8 ``[n, channels, height, width]``, some that the model takes.
     """
 
     def __init__(
-        self, model: nn.Module, comm: Comm, hardware: HardwareConfig, parts: Sequence[int]
+        self,
+        model: nn.Module,
+        comm: Comm,
+        hardware: HardwareConfig,
+        parts: Sequence[int],
+        images: Tensor,
     ) -> None:
         self._model = model
         self._comm = comm
+        self._images = images
         self.parts = parts
         # A static graph is recorded in the first backward pass, which no_sync would hide.
         static = hardware.static_graph and len(parts) == 1
@@ -58,6 +66,23 @@ class Averaged:
         """Wrap the model anew: DistributedDataParallel looks once which parameters are trained."""
         self._wrapped: nn.Module | None = None  # Before the next one, so that its hooks go first.
         self._wrapped = self._comm.wrap(self._model, self._hardware)
+        if self._comm.world > 1 and self._hardware.static_graph:
+            self._settle_buckets(self._wrapped)
+
+    def _settle_buckets(self, model: nn.Module) -> None:
+        """Take a step that is thrown away.
+
+        After its first one DistributedDataParallel groups the gradients anew, by the order in which
+        they came. More than two workers then add them up in another order, and a run that goes on
+        from a checkpoint would begin with the order that the whole one had left.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        with torch.random.fork_rng(devices=[]):
+            model(self._images).sum().backward()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        self._model.zero_grad(set_to_none=True)
 
     def compute(self, batches: Iterable[Batch], batch_size: int, forward: Forward) -> None:
         """See :class:`Gradients`."""

@@ -1,8 +1,10 @@
 """What of the hardware options has an effect on a device, and what is chosen by timing."""
 
+import contextlib
 import copy
 import shutil
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -58,6 +60,14 @@ def settle(
     for option, off in (("shard_optimizer", False), ("compression", "none")):
         if getattr(wanted, option) != off and world == 1:
             without_effect(option, off, "there is one worker")
+    if wanted.compile and wanted.activation_checkpointing:
+        raise ConfigError(
+            "hardware.compile cannot be had with hardware.activation_checkpointing: the compiler "
+            "does not take the blocks apart; choose one"
+        )
+    for option in ("gradient_as_bucket_view", "static_graph"):
+        if not getattr(wanted, option) and (world == 1 or config.exact is not None):
+            without_effect(option, True, "DistributedDataParallel is not used")
     if config.exact is not None:
         if wanted.precision == "fp16" and device.type != "cpu":
             raise ConfigError(
@@ -70,20 +80,20 @@ def settle(
     return wanted.model_copy(update=changes), notes
 
 
-def choose_memory_format(
-    model: nn.Module, images: Tensor, wanted: Literal["contiguous", "channels_last", "auto"]
+def faster_memory_format(
+    model: nn.Module,
+    images: Tensor,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> MemoryFormat:
-    """The memory format, by timing if it is ``auto``.
+    """The memory format in which a forward and a backward pass take less time.
 
     Args:
         model: takes such images; left as it is.
         images: uint8 ``[n, channels, height, width]``, on the model's device.
-        wanted: the option.
+        autocast: context of the forward pass.
     """
-    if wanted != "auto":
-        return wanted
     formats: tuple[MemoryFormat, MemoryFormat] = ("contiguous", "channels_last")
-    seconds = {one: _time_steps(model, images, one) for one in formats}
+    seconds = {one: _time_steps(model, images, one, autocast) for one in formats}
     return min(formats, key=seconds.__getitem__)
 
 
@@ -109,7 +119,12 @@ def lay_out(images: Tensor, memory_format: MemoryFormat) -> Tensor:
     return images
 
 
-def _time_steps(model: nn.Module, images: Tensor, memory_format: MemoryFormat) -> float:
+def _time_steps(
+    model: nn.Module,
+    images: Tensor,
+    memory_format: MemoryFormat,
+    autocast: Callable[[], contextlib.AbstractContextManager[object]],
+) -> float:
     model = copy.deepcopy(model)  # Its running averages would move.
     set_memory_format(model, memory_format)
     batch = lay_out(images, memory_format)
@@ -117,7 +132,9 @@ def _time_steps(model: nn.Module, images: Tensor, memory_format: MemoryFormat) -
     for _ in range(_TIMED_STEPS):
         _wait(images.device)
         began = time.perf_counter()
-        model(batch).sum().backward()
+        with autocast():
+            loss = model(batch).sum()
+        loss.backward()
         _wait(images.device)
         seconds.append(time.perf_counter() - began)
         model.zero_grad(set_to_none=True)

@@ -28,6 +28,7 @@ from cluster.session import Session, current
 from cluster.store import Store
 from train.comm import choose_comm, take_interface
 from train.config import TrainConfig
+from train.hardware import MemoryFormat
 from train.loop import Trainer
 from train.runs import Run
 from train.weights import weights_sha256
@@ -78,6 +79,9 @@ class WorkerResult:
     history: tuple[dict[str, float], ...]
     device: str
     workers: int
+    threads: int
+    """Of each worker."""
+    memory_format: MemoryFormat
     weights_sha256: str
 
 
@@ -318,6 +322,8 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
         history=tuple(state.history),
         device=device.type,
         workers=comm.world,
+        threads=torch.get_num_threads(),
+        memory_format=state.memory_format or "contiguous",
         weights_sha256=weights_sha256(trainer.net),
     )
 

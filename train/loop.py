@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.dataset import Dataset, ImageSplit
-from cluster.errors import CheckpointError, TrainingError
+from cluster.errors import CheckpointError, DivergedError
 from cluster.events import EventSink
 from cluster.store import Folder
 from train.checkpoint import Checkpoint, CheckpointWriter, latest_checkpoint
@@ -85,7 +85,7 @@ class Trainer:
         """Train to the last epoch, or until early stopping, from the newest checkpoint on.
 
         Raises:
-            TrainingError: the loss is not finite.
+            DivergedError: the loss is not finite.
         """
         self._begin()
         writer = CheckpointWriter(self._folder, self.config.checkpoint.keep)
@@ -99,8 +99,7 @@ class Trainer:
             writer.close()
         if writer.failures:
             self._emit("checkpoint_failures", count=writer.failures, newest=writer.last_failure)
-        restored = stopping is not None and stopping.restore_best
-        self.state.end_with(self.state.best if restored else None)
+        self.state.end_with(self.state.best)
         sync_buffers(self.state.classifier, self.comm)
         return self.state
 
@@ -137,6 +136,7 @@ class Trainer:
         if apply_freeze(self.net, self.config.freeze, epoch):
             self._gradients.rewrap()
         meter = self._train(epoch, first, writer)
+        self._check_finite(meter.grad_norm, self.state.step)
         totals = meter.totals.clone()
         loss, correct, images = self.comm.reduce(totals).tolist()
         speed = images / meter.seconds()
@@ -159,14 +159,15 @@ class Trainer:
             }
             self.state.history.append(entry)
             stopping = self.config.early_stopping
-            if stopping is not None and best_epoch(self.state.history, stopping) == epoch + 1:
+            restores = stopping is not None and stopping.restore_best
+            if restores and best_epoch(self.state.history, stopping) == epoch + 1:
                 self.state.best = to_cpu(self.net.state_dict())
         self._save(writer)
         self._emit("epoch", **entry)
 
     def _train(self, epoch: int, first: int, writer: CheckpointWriter) -> Meter:
         """The steps of an epoch from ``first`` on."""
-        meter = Meter(self.device)
+        meter = Meter(self.device, skipping=self.state.scaler is not None)
         saved_at = told_at = time.monotonic()
         self.state.classifier.train()
         frozen_eval(self.net)
@@ -196,9 +197,11 @@ class Trainer:
         if config.l1:
             add_l1(config.l1, state.optimizer.param_groups)
         norm = gradient_norm(self.net.parameters())
-        self._check_finite(norm, step)
+        meter.add_norm(norm)
+        if self.device.type == "cpu" or (step + 1) % GPU_CHECK_STEPS == 0:
+            self._check_finite(meter.grad_norm, step + 1)
         if config.clip is not None:
-            clip_gradients(config.clip, self.net.parameters())
+            clip_gradients(config.clip, self.net.parameters(), norm)
         if state.scaler is not None:
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -206,7 +209,6 @@ class Trainer:
             state.optimizer.step()
         if state.ema is not None:
             state.ema.update(step + 1)
-        meter.add_norm(norm)
 
     def _forward(
         self, model: nn.Module, batch: Batch, part: int, *, step: int, meter: Meter
@@ -224,18 +226,25 @@ class Trainer:
         meter.add(loss.detach(), logits.detach(), labels)
         return loss if self.state.scaler is None else self.state.scaler.scale(loss)
 
-    def _check_finite(self, norm: Tensor, step: int) -> None:
-        """Stop before a step that would ruin the weights; the norm is the same on every worker."""
-        if self.state.scaler is not None:
-            return  # It leaves such steps out by itself, and lowers its scale.
-        if self.device.type != "cpu" and (step + 1) % GPU_CHECK_STEPS:
+    def _check_finite(self, norm: float, step: int) -> None:
+        """Stop if gradients are no numbers; their norm is the same on every worker.
+
+        On a CPU that is before the step that would ruin the weights, on a GPU soon after it, and
+        weights that are ruined are never saved. With fp16 single steps may overflow: the scale is
+        lowered and they are left out, until there is no lower one.
+        """
+        scaler = self.state.scaler
+        if scaler is not None:
+            if scaler.get_scale() >= 1:
+                return
+        elif math.isfinite(norm):
             return
-        if not math.isfinite(float(norm)):
-            raise TrainingError(
-                f"the loss is not finite in step {step + 1} (epoch "
-                f"{step // self.steps_per_epoch + 1}); optim.lr={self.config.optim.lr:g} may be "
-                "too high; the last good checkpoint is kept"
-            )
+        when = "in" if self.device.type == "cpu" else "by"
+        raise DivergedError(
+            f"the loss is not finite {when} step {step} (epoch "
+            f"{(step - 1) // self.steps_per_epoch + 1}); optim.lr={self.config.optim.lr:g} may be "
+            "too high; the last good checkpoint is kept"
+        )
 
     def _lr(self, step: int) -> float:
         multiple = lr_multiple(self.config.schedule, step, self.clock, self.state.history)
@@ -254,7 +263,7 @@ class Trainer:
             return
         # Weights that are no longer finite must not push out the last good checkpoint.
         finite = self.device.type == "cpu" or self.state.is_finite()
-        checkpoint = self.state.capture(self.steps_per_epoch)
+        checkpoint = self.state.capture()
         if self.comm.rank == 0 and finite:
             writer.submit(checkpoint)
 

@@ -11,13 +11,15 @@ class Meter:
 
     Args:
         device: of the tensors that will be added.
+        skipping: leave out norms that are not finite: of fp16's steps that are not taken.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, skipping: bool = False) -> None:
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
         """Loss, correct predictions, images."""
         self._norm = torch.zeros((), dtype=torch.float64, device=device)
         self._steps = 0
+        self._skipping = skipping
         self._began = time.monotonic()
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -29,7 +31,7 @@ class Meter:
 
     def add_norm(self, norm: Tensor) -> None:
         """Count a step by the norm of its gradient."""
-        self._norm += norm
+        self._norm += norm.nan_to_num(0, 0, 0) if self._skipping else norm
         self._steps += 1
 
     @property

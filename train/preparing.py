@@ -25,7 +25,7 @@ from train.models.source import content_sha256
 from train.models.whitening import initialize_from_data
 from train.pretrained import load_pretrained, pin_pretrained
 from train.runs import Run, check_new_run
-from train.setup import set_up
+from train.setup import set_up, split_batch
 from train.state import first_checkpoint
 
 
@@ -90,10 +90,15 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> Classifier:
             f"the training split of {dataset.reference} has images of one class only ({only}); "
             "there must be two or more"
         )
-    setup = set_up(config, dataset, Alone(), torch.device("cpu"))
+    # Whether there is a compiler, a worker finds out on its own machine.
+    plain = config.hardware.model_copy(update={"compile": False})
+    here = config.model_copy(update={"hardware": plain})
+    setup = set_up(here, dataset, Alone(), torch.device("cpu"))
     classifier = setup.state.classifier
     check_freeze(classifier.net, config.freeze)
-    check_classifier(classifier, config.model, dataset.meta, training=True)
+    shares, each = split_batch(config, setup.batch_size, config.resources.workers)
+    images = min(2, setup.batch_size // (shares * each))
+    check_classifier(classifier, config.model, dataset.meta, training=True, images=images)
     if isinstance(config.model, FileConfig):  # The others are known to export.
         try_export(classifier, config.model, dataset.meta.image.shape)
     return classifier

@@ -140,7 +140,7 @@ def _airbench(
         data=data,
         epochs=epochs,
         batch_size=batch_size,
-        accumulate=batch_size // 250,
+        micro_batch_size=125,
         model=AirbenchConfig(widths=widths),
         loss=CrossEntropyConfig(label_smoothing=label_smoothing),
         optim=MuonConfig(

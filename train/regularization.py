@@ -18,19 +18,19 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
 
 
-def clip_gradients(config: ClipConfig, parameters: Iterable[nn.Parameter]) -> Tensor:
+def clip_gradients(config: ClipConfig, parameters: Iterable[nn.Parameter], norm: Tensor) -> None:
     """Clip the gradients in place: the whole by norm, then each entry by value.
 
-    Returns:
-        The norm before, as :func:`gradient_norm` gives it.
+    Args:
+        config: to what.
+        parameters: whose.
+        norm: of all their gradients together, as :func:`gradient_norm` gives it.
     """
     clipped = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = gradient_norm(clipped)
     if config.norm is not None:
         nn.utils.clip_grads_with_norm_(clipped, config.norm, norm)
     if config.value is not None:
         nn.utils.clip_grad_value_(clipped, config.value)
-    return norm
 
 
 @torch.no_grad()

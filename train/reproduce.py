@@ -46,12 +46,10 @@ class Original:
         name, config, result = self.run.name, self.config, self.result
         found = []
         counts = [start.workers for start in result.starts]
-        interrupted = len(counts) > 1 or result.restarts > 0
-        if config.exact is None and (interrupted or self.run.config().resources.min_workers):
-            by = f", by {', then '.join(map(str, counts))} workers" if len(set(counts)) > 1 else ""
+        if config.exact is None and len(set(counts)) > 1:
             found.append(
-                f"run {name} was interrupted or elastic{by}, and is not exact: only exact runs "
-                "(--exact) promise the same weights then"
+                f"run {name} was trained by {', then '.join(map(str, counts))} workers, and is not "
+                "exact: only exact runs (--exact) promise the same weights then"
             )
         if len({start.total_steps for start in result.starts}) > 1:
             found.append(

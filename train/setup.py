@@ -18,7 +18,7 @@ from train.data.augment import without_effect
 from train.data.loader import TrainLoader
 from train.exact import Exact
 from train.gradients import Averaged, Gradients
-from train.hardware import choose_memory_format, set_memory_format, settle, use_tf32
+from train.hardware import faster_memory_format, set_memory_format, settle, use_tf32
 from train.losses import Loss, build_loss
 from train.models.classifier import Classifier, build_classifier
 from train.models.recomputing import checkpoint_activations
@@ -27,7 +27,7 @@ from train.models.whitening import initialize_from_data
 from train.optim.build import build_optimizer, optimizer_parts
 from train.state import TrainingState
 
-_TIMED_IMAGES = 64
+_TRIED_IMAGES = 2
 
 
 @dataclass
@@ -43,6 +43,9 @@ class Setup:
     parts: Sequence[int]
     """Which parts of each batch are this worker's."""
     num_parts: int
+    """Of all workers."""
+    shares: int
+    """Of a batch: one a worker or, in an exact run, logical shards."""
     loss: Loss
     model: nn.Module
     """The classifier, as it is computed: compiled, if that was asked for."""
@@ -80,8 +83,10 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
         )
     # Gradient descent takes the whole split in a step.
     batch_size = len(train) if isinstance(config.optim, GdConfig) else config.batch_size
-    num_parts = count_parts(config, len(train), comm.world)
-    parts = range(comm.rank, num_parts, comm.world)
+    shares, each = split_batch(config, batch_size, comm.world)
+    # Parts of a share one after the other: those of share s are s, s + shares, s + 2 * shares, ...
+    own = range(comm.rank, shares, comm.world)
+    parts = [share + shares * index for share in own for index in range(each)]
     model: Any = torch.compile(classifier) if hardware.compile else classifier
     counts = np.bincount(train.labels, minlength=len(dataset.meta.class_names)).tolist()
     return Setup(
@@ -96,11 +101,12 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
             sampling=config.sampling,
             seed=config.seed,
             parts=parts,
-            num_parts=num_parts,
+            num_parts=shares * each,
         ),
         batch_size=batch_size,
         parts=parts,
-        num_parts=num_parts,
+        num_parts=shares * each,
+        shares=shares,
         loss=build_loss(config.loss, counts),
         model=model,
         autocast=_autocast(config, device),
@@ -110,19 +116,25 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
     )
 
 
-def count_parts(config: TrainConfig, images: int, world: int) -> int:
-    """Into how many parts a batch is cut, over all workers.
+def split_batch(config: TrainConfig, images: int, world: int) -> tuple[int, int]:
+    """How a batch is cut: into shares, and each share into parts that are computed at once.
 
     Args:
         config: of the run.
-        images: of the training split.
+        images: of a batch.
         world: number of workers.
+
+    Returns:
+        Shares, one for each worker or, in an exact run, for each logical shard; parts of each.
     """
-    # Gradient descent computes no more images at once than a batch.
-    full = math.ceil(images / config.batch_size) if isinstance(config.optim, GdConfig) else 1
-    if config.exact is not None:
-        return max(config.exact.shards, full)
-    return world * max(config.accumulate, math.ceil(full / world))
+    shares = world if config.exact is None else config.exact.shards
+    micro = config.micro_batch_size
+    if isinstance(config.optim, GdConfig):  # Its batch is the whole split.
+        micro = min(micro or config.batch_size, config.batch_size)
+    if micro is None:
+        return shares, 1
+    # No part may be empty, however the images fall.
+    return shares, max(1, min(math.ceil(math.ceil(images / shares) / micro), images // shares))
 
 
 def prepare_memory(setup: Setup, comm: Comm) -> None:
@@ -131,15 +143,16 @@ def prepare_memory(setup: Setup, comm: Comm) -> None:
     A format that is chosen by timing is worker 0's choice, and stays that of the run.
     """
     state = setup.state
-    if state.memory_format is None:
-        wanted = setup.config.hardware.memory_format
+    wanted = setup.config.hardware.memory_format
+    if state.memory_format is None and wanted != "auto":
+        state.memory_format = wanted
+    elif state.memory_format is None:
         chosen = None
         if comm.rank == 0:
-            batch = next(setup.loader.epoch(0)).images[:_TIMED_IMAGES].to(setup.device)
-            chosen = choose_memory_format(state.classifier, batch, wanted)
+            images = next(setup.loader.epoch(0)).images.to(setup.device)
+            chosen = faster_memory_format(state.classifier, images, setup.autocast)
         state.memory_format = comm.gather(chosen)[0]
-        if wanted == "auto":
-            setup.notes.append(f"hardware.memory_format=auto: {state.memory_format} is faster")
+        setup.notes.append(f"hardware.memory_format=auto: {state.memory_format} is faster")
     assert state.memory_format is not None
     set_memory_format(state.classifier, state.memory_format)
     with torch.no_grad():
@@ -151,8 +164,10 @@ def choose_gradients(setup: Setup, comm: Comm) -> Gradients:
     """How the workers share a batch."""
     if setup.config.exact is not None:
         net = setup.state.classifier.net
-        return Exact(net, setup.model, comm, setup.parts, setup.num_parts)
-    return Averaged(setup.model, comm, setup.config.hardware, setup.parts)
+        each = setup.num_parts // setup.shares
+        return Exact(net, setup.model, comm, setup.parts, setup.shares, each)
+    images = next(setup.loader.epoch(0)).images[:_TRIED_IMAGES].to(setup.device)
+    return Averaged(setup.model, comm, setup.config.hardware, setup.parts, images)
 
 
 def _build_optimizer(

@@ -61,7 +61,7 @@ class TrainingState:
                 weights = to_cpu(self.classifier.net.state_dict())
         self.classifier.net.load_state_dict(weights)
 
-    def capture(self, steps_per_epoch: int) -> Checkpoint:
+    def capture(self) -> Checkpoint:
         """A checkpoint that shares no memory with the state.
 
         With a sharded optimizer every worker must call it, and worker 0's is whole.
@@ -72,7 +72,6 @@ class TrainingState:
             whole = self.optimizer.rank == 0
         return Checkpoint(
             step=self.step,
-            epoch=self.step // steps_per_epoch,
             seed=self._seed,
             model_signature=self._signature,
             model=to_cpu(self.classifier.net.state_dict()),
@@ -115,7 +114,6 @@ def first_checkpoint(config: TrainConfig, classifier: Classifier) -> Checkpoint:
     """What a run begins with whose first weights are not random: a checkpoint before any step."""
     return Checkpoint(
         step=0,
-        epoch=0,
         seed=config.seed,
         model_signature=model_signature(classifier.net),
         model=classifier.net.state_dict(),

@@ -25,12 +25,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     given = parser.parse_args()
     config = get_recipe(given.recipe)
-    parts = WORKERS * config.accumulate
-    shards = max(parts, ExactConfig().shards)
-    variants = {
-        "DistributedDataParallel": (),
-        "--exact": ("--exact", "--set", "accumulate=1", "--set", f"exact.shards={shards}"),
-    }
+    variants = {"DistributedDataParallel": (), "--exact": ("--exact",)}
     with own_store() as environment:
         ingest("fashion-mnist", None, environment)
         default, exact = alternate(given.recipe, variants, given.rounds, given.epochs, environment)
@@ -40,8 +35,9 @@ def main() -> None:
         what=(
             f"`train fit {given.recipe} --workers {WORKERS}`, {given.epochs} epochs of 54,000 "
             "images a run, in turns with DistributedDataParallel, which is the default, and with "
-            f"`--exact`. A batch of {config.batch_size} is computed in {parts} parts by the one, "
-            f"in {shards} shards by the other."
+            f"`--exact`. A batch of {config.batch_size} images is shared out to {WORKERS} "
+            f"workers by the one, cut into {ExactConfig().shards} shards by the other"
+            + (f", both in parts of {config.micro_batch_size}." if config.micro_batch_size else ".")
         ),
         unit="images/s",
         command=f"python tests/benchmarks/exact_cost.py {given.recipe} --rounds {given.rounds} "

@@ -19,7 +19,7 @@ from train.gradients import Averaged
 from train.loop import Trainer
 from train.models.classifier import build_classifier
 from train.recipes import get_recipe
-from train.setup import count_parts
+from train.setup import split_batch
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def test_any_parts_give_the_gradient_of_the_whole_batch(
     classifier = build_classifier(config, digits_dataset.meta)
     parts = range(len(sizes))
     gradients = (
-        Averaged(classifier, Alone(), config.hardware, parts)
+        Averaged(classifier, Alone(), config.hardware, parts, batch.images)
         if kind == "averaged"
         else Exact(classifier.net, classifier, Alone(), parts, len(sizes))
     )
@@ -67,12 +67,34 @@ def test_any_parts_give_the_gradient_of_the_whole_batch(
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_full_batches_are_computed_in_parts_of_the_batch_size() -> None:
-    full = short(optim={"name": "gd"}, batch_size=100)
-    assert count_parts(full, 1259, world=1) == 13
-    assert count_parts(full, 1259, world=4) == 16
-    assert count_parts(full.with_changes({"exact": {"shards": 4}}, "test"), 1259, world=2) == 13
-    assert count_parts(short(accumulate=3), 1259, world=2) == 6
+@pytest.mark.parametrize(
+    ("changes", "images", "world", "expected"),
+    [
+        ({}, 64, 2, (2, 1)),
+        ({"micro_batch_size": 10}, 64, 2, (2, 4)),
+        ({"micro_batch_size": 10}, 64, 3, (3, 3)),
+        ({"micro_batch_size": 1, "batch_size": 33}, 33, 2, (2, 16)),  # No part is empty.
+        ({"micro_batch_size": 10, "exact": {"shards": 4}}, 64, 1, (4, 2)),
+        ({"micro_batch_size": 10, "exact": {"shards": 4}}, 64, 3, (4, 2)),
+        ({"optim": {"name": "gd"}, "batch_size": 100}, 1259, 2, (2, 7)),
+        ({"optim": {"name": "gd"}, "batch_size": 100, "exact": {"shards": 4}}, 1259, 3, (4, 4)),
+    ],
+)
+def test_a_batch_is_cut_into_shares_and_those_into_parts(
+    changes: dict[str, Any], images: int, world: int, expected: tuple[int, int]
+) -> None:
+    assert split_batch(short(**changes), images, world) == expected
+
+
+def test_an_exact_shard_in_parts_has_the_gradient_of_the_whole(digits_dataset: Dataset) -> None:
+    config = short()
+    (batch,) = batches(digits_dataset, [64])
+    whole, parted = (build_classifier(config, digits_dataset.meta) for _ in range(2))
+    Exact(whole.net, whole, Alone(), [0], 1).compute([batch], 64, loss)
+    parts = batches(digits_dataset, [16, 16, 16, 16])
+    Exact(parted.net, parted, Alone(), [0, 2, 1, 3], 2, 2).compute(parts, 64, loss)
+    for mine, theirs in zip(parted.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_descent_takes_one_step_an_epoch_by_the_whole_split(

@@ -12,7 +12,7 @@ from cluster.events import NullSink
 from cluster.store import Folder
 from train.comm import Alone
 from train.config import HardwareConfig, TrainConfig
-from train.hardware import choose_memory_format, lay_out, set_memory_format, settle
+from train.hardware import faster_memory_format, lay_out, set_memory_format, settle
 from train.loop import Trainer
 from train.models.classifier import build_classifier
 from train.recipes import get_recipe
@@ -86,7 +86,7 @@ def test_timing_leaves_the_network_as_it_is(digits_dataset: Dataset) -> None:
     classifier = build_classifier(short(model={"name": "resnet"}), digits_dataset.meta)
     before = weights_sha256(classifier)
     images = torch.tensor(digits_dataset.split("train").take(slice(0, 16)))
-    assert choose_memory_format(classifier, images, "auto") in ("contiguous", "channels_last")
+    assert faster_memory_format(classifier, images) in ("contiguous", "channels_last")
     assert weights_sha256(classifier) == before
     assert all(parameter.grad is None for parameter in classifier.parameters())
 

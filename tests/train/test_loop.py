@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.dataset import Dataset
-from cluster.errors import CheckpointError, TrainingError
+from cluster.errors import CheckpointError, DivergedError
 from cluster.events import NullSink
 from cluster.store import Folder
 from train.checkpoint import (
@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     digits_dataset: Dataset, tmp_path: Path
 ) -> None:
     wild = short(optim={"name": "sgd", "lr": 1e9}, schedule={"name": "constant", "warmup": 0.0})
-    with pytest.raises(TrainingError, match=r"not finite in step \d \(epoch 1\); optim.lr=1e\+09"):
+    with pytest.raises(DivergedError, match=r"not finite in step \d \(epoch 1\); optim.lr=1e\+09"):
         train(wild, digits_dataset, Folder(tmp_path))
     assert list_checkpoints(Folder(tmp_path)) == []
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_model_is_refused(digits_dataset: Dataset, tmp_p
 
 
 def checkpoint(step: int) -> Checkpoint:
-    return Checkpoint(step, 0, 0, "x", {"w": torch.full((3,), float(step))}, {}, [])
+    return Checkpoint(step, 0, "x", {"w": torch.full((3,), float(step))}, {}, [])
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

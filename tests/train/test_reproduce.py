@@ -126,8 +126,8 @@ def test_runs_that_cannot_be_trained_again_are_told(
     ("exact", "changes", "cautions"),
     [
         (False, {}, []),
-        (False, {"starts": STARTS}, ["interrupted or elastic, by 1, then 2 workers"]),
-        (False, {"restarts": 1}, ["was interrupted or elastic, and is not exact"]),
+        (False, {"starts": STARTS}, ["trained by 1, then 2 workers, and is not exact"]),
+        (False, {"restarts": 1}, []),
         (True, {"starts": STARTS}, []),
         (
             True,

@@ -39,7 +39,7 @@ def hosts(
 
 
 def checkpoint(step: int) -> Checkpoint:
-    return Checkpoint(step, 0, 0, "x", {"w": torch.full((3,), float(step))}, {}, [])
+    return Checkpoint(step, 0, "x", {"w": torch.full((3,), float(step))}, {}, [])
 
 
 def a_run(store: Store, name: str | None = None) -> Run:

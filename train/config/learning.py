@@ -161,6 +161,12 @@ class ClipConfig(Frozen):
     value: float | None = Field(default=None, gt=0)
     """Cut each entry to this size."""
 
+    @model_validator(mode="after")
+    def _clips(self) -> Self:
+        if self.norm is None and self.value is None:
+            raise ValueError("clip needs norm or value; clip=none is off")
+        return self
+
 
 class EmaConfig(Frozen):
     """Exponential moving average of the weights: what is evaluated, and what a run ends with."""

@@ -10,6 +10,7 @@ from cluster.config import Frozen
 Activation = Literal["relu", "tanh", "sigmoid", "gelu"]
 Shortcut = Literal["projection", "pad"]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class NetConfig(Frozen):
@@ -17,7 +18,7 @@ class NetConfig(Frozen):
 
     name: Literal["net"] = "net"
     activation: Activation = "relu"
-    channels: tuple[int, int] = (32, 64)
+    channels: tuple[Count, Count] = (32, 64)
     hidden: int = Field(default=128, ge=1)
     dropout: Dropout = 0.0
     """Share of the hidden layer's values that a training step leaves out."""
@@ -30,7 +31,7 @@ class ResNetConfig(Frozen):
     activation: Activation = "relu"
     width: int = Field(default=16, ge=1)
     """Channels of the first stage; each further stage doubles them and halves the image."""
-    blocks: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1)
+    blocks: tuple[Count, ...] = Field(default=(1, 1, 1), min_length=1)
     """Residual blocks of each stage; (3, 3, 3) is ResNet-20, (9, 9, 9) ResNet-56."""
     shortcut: Shortcut = "projection"
     """Where the shape changes: a 1x1 convolution, or every second pixel and zeros for the channels
@@ -47,7 +48,7 @@ class AirbenchConfig(Frozen):
     """
 
     name: Literal["airbench"] = "airbench"
-    widths: tuple[int, int, int] = (64, 256, 256)
+    widths: tuple[Count, Count, Count] = (64, 256, 256)
     """Channels of the groups."""
     depth: Literal[2, 3] = 2
     """Convolutions of a group; 3 adds a residual connection, as airbench96 does."""

@@ -47,9 +47,10 @@ class TrainConfig(Frozen):
     """0 is for imported models only."""
     batch_size: int = Field(default=128, ge=1)
     """Images of one optimizer step, over all workers."""
-    accumulate: int = Field(default=1, ge=1)
-    """Parts that each worker computes its share of a batch in, one after the other. The gradient is
-    that of the whole batch; batch normalisation is by part."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """A worker computes its share of a batch in equal parts of at most so many images, one after
+    the other, and accumulates their gradients; none: at once. The gradient is that of the whole
+    batch; batch normalisation is by part."""
     sampling: Sampling = "shuffle"
     """``shuffle`` takes every image once an epoch; ``balanced`` takes as many, of every class
     equally: images of small classes several times, of large ones not all."""
@@ -110,13 +111,13 @@ class TrainConfig(Frozen):
                 raise ValueError(
                     f"exact.shards {self.exact.shards} is more than batch_size {self.batch_size}"
                 )
-            if self.accumulate > 1:
-                raise ValueError("accumulate: an exact run is computed in exact.shards parts")
-        elif workers * self.accumulate > self.batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is too small for {workers} workers with "
-                f"{self.accumulate} parts each"
-            )
+            if self.hardware.memory_format == "auto":
+                raise ValueError(
+                    "hardware.memory_format=auto is decided by timing, and an exact run by nothing "
+                    "but configuration and seed; name contiguous or channels_last"
+                )
+        elif workers > self.batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is too small for {workers} workers")
         return self
 
     @model_validator(mode="after")
@@ -124,6 +125,11 @@ class TrainConfig(Frozen):
         schedule, epochs = self.schedule, self.epochs
         if epochs == 0:
             return self
+        if schedule.unit == "epoch" and schedule.warmup and round(schedule.warmup * epochs) == 0:
+            raise ValueError(
+                f"schedule.warmup {schedule.warmup:g} of {epochs} epochs is less than half an "
+                "epoch; set schedule.unit=step"
+            )
         if isinstance(schedule, CosineConfig | OneCycleConfig | LinearConfig):
             if (schedule.epochs or 0) > epochs:
                 raise ValueError(

@@ -102,11 +102,14 @@ def check_augment(config: AugmentConfig, rows: int, height: int, width: int) -> 
 
 def without_effect(config: AugmentConfig, channels: int) -> list[str]:
     """Settings that change nothing for images of so many channels, each as a sentence."""
+    notes = []
+    if config.padding != "black" and config.translate == 0:
+        notes.append(f"augment.padding={config.padding} has no effect: augment.translate is 0")
     color = config.color
-    if channels != 1 or color is None:
-        return []
-    named = [name for name in ("saturation", "hue") if getattr(color, name)]
-    return [f"augment.color.{name} has no effect on grey images" for name in named]
+    if channels == 1 and color is not None:
+        named = [name for name in ("saturation", "hue") if getattr(color, name)]
+        notes += [f"augment.color.{name} has no effect on grey images" for name in named]
+    return notes
 
 
 def _pieces(images: Pixels) -> list[slice]:

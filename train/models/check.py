@@ -10,19 +10,23 @@ from train.models.classifier import Classifier
 from train.models.file import blame
 from train.models.zoo import smallest_image
 
-_IMAGES = 2
-
 
 def check_classifier(
-    classifier: Classifier, model: ModelConfig, meta: DatasetMeta, *, training: bool
+    classifier: Classifier,
+    model: ModelConfig,
+    meta: DatasetMeta,
+    *,
+    training: bool,
+    images: int = 2,
 ) -> None:
-    """Pass two random images through a classifier.
+    """Pass random images through a classifier.
 
     Args:
         classifier: ends in evaluation mode.
         model: what it was built from.
         meta: of the data set.
         training: also pass them in training mode, which changes running averages.
+        images: how many; 1 finds out whether a network can be trained on one at a time.
 
     Raises:
         ConfigError: it fails, or keeps more than tensors, or its output is not ``[n, classes]`` of
@@ -33,19 +37,29 @@ def check_classifier(
             raise ConfigError(
                 f"{describe_model(model)} keeps {key}, which is no tensor; weights are tensors only"
             )
+        if _overlaps(value):
+            raise ConfigError(
+                f"{describe_model(model)} keeps {key}, whose entries share memory; .clone() it"
+            )
     if training and not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise ConfigError(f"{describe_model(model)} has no weights to train")
     generator = torch.Generator().manual_seed(0)
-    shape = (_IMAGES, *meta.image.shape)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    shape = (images, *meta.image.shape)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     for mode in (True, False) if training else (False,):
         classifier.train(mode)
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                output = classifier.net((images - classifier.mean) / classifier.std)
+                output = classifier.net((pixels - classifier.mean) / classifier.std)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a network raises what it likes
             raise ConfigError(_explain(error, model, meta)) from None
-        _check_output(output, model, classifier, len(meta.class_names))
+        _check_output(output, model, classifier, images, len(meta.class_names))
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether it was expanded: workers could not be given such a tensor."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes)
 
 
 def describe_model(model: ModelConfig) -> str:
@@ -57,15 +71,17 @@ def describe_model(model: ModelConfig) -> str:
     return model.path.name if isinstance(model, OnnxConfig) else model.name
 
 
-def _check_output(output: object, model: ModelConfig, classifier: Classifier, classes: int) -> None:
+def _check_output(
+    output: object, model: ModelConfig, classifier: Classifier, images: int, classes: int
+) -> None:
     name = describe_model(model)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
         raise ConfigError(f"{name} gives {kind}; a tensor of floats [n, {classes}] is needed")
-    if output.shape != (_IMAGES, classes):
+    if output.shape != (images, classes):
         raise ConfigError(
-            f"{name} gives {list(output.shape)} for {_IMAGES} images; the data set has {classes} "
-            f"classes, so [{_IMAGES}, {classes}] is needed"
+            f"{name} gives {list(output.shape)} for {images} images; the data set has {classes} "
+            f"classes, so [{images}, {classes}] is needed"
         )
     if not output.isfinite().all():
         broken = (key for key, one in classifier.net.state_dict().items() if one.isnan().any())

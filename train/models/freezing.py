@@ -68,7 +68,8 @@ def check_freeze(net: nn.Module, rules: Sequence[FreezeConfig]) -> None:
         known = [*modules, *(name for name, _ in net.named_parameters())]
         problem = f"freeze: the network has no layer {rule.layers!r}"
         raise ConfigError(unknown_name(problem, rule.layers.strip("*."), known))
-    names = {name for name, _ in net.named_parameters()}
+    managed = _named(net, rules) | _own(net, _LAST)
+    names = {name for name, one in net.named_parameters() if one.requires_grad or name in managed}
     # Each rule ends once, and a network freezes ever more of its own.
     for epoch in (0, *(rule.until for rule in rules if rule.until is not None), _LAST):
         if rules and not names - _frozen(net, rules, epoch):
