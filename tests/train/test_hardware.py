@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,14 +86,14 @@ def test_the_memory_format_is_chosen_once_and_kept(digits_dataset: Dataset, tmp_
 def test_timing_leaves_the_network_as_it_is(digits_dataset: Dataset) -> None:
     classifier = build_classifier(short(model={"name": "resnet"}), digits_dataset.meta)
     before = weights_sha256(classifier)
-    images = torch.from_numpy(digits_dataset.split("train").take(slice(0, 16)))
+    images = torch.from_numpy(digits_dataset.split("train").take(np.arange(16)))
     assert choose_memory_format(classifier, images, "auto") in ("contiguous", "channels_last")
     assert weights_sha256(classifier) == before
     assert all(parameter.grad is None for parameter in classifier.parameters())
 
 
 def test_both_memory_formats_compute_the_same(digits_dataset: Dataset) -> None:
-    images = torch.from_numpy(digits_dataset.split("train").take(slice(0, 16)))
+    images = torch.from_numpy(digits_dataset.split("train").take(np.arange(16)))
     config = short(model={"name": "resnet", "width": 8})
     outputs = []
     for layout in ("contiguous", "channels_last"):
