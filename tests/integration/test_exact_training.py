@@ -111,7 +111,7 @@ def test_other_weights_are_told_with_what_differs(
     reference: Reference, ray_session: Settings, run_cli: RunCli, tmp_path: Path
 ) -> None:
     environment = ray_session.environment()
-    first = tmp_path / "first.safetensors"
+    first = tmp_path / "first.pth"
     shutil.copy(reference.run.weights_file, first)
     fitted = run_cli(
         *("train", *EXACT_FIT, "--set", "epochs=1", "--pretrained", str(first), "--name", "warm"),

@@ -18,6 +18,7 @@ from train.checkpoint import list_checkpoints
 from train.runs import Run
 
 Process = subprocess.Popen[str]
+WAIT_S = 240
 
 
 def start_module(*args: str, env: dict[str, str]) -> Process:
@@ -68,7 +69,7 @@ def wait_for_event(run: Run, kind: str, process: Process, *, after: int = 0) -> 
 
 
 def _wait_for(find: Callable[[], Any], what: str, process: Process) -> Any:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + WAIT_S
     while (found := find()) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
