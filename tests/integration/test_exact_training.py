@@ -59,7 +59,7 @@ def held_cpu(ray_session: Settings) -> Iterator[None]:
             """It has its CPU."""
 
     with connect(ray_session):
-        holder = ray.remote(num_cpus=1)(Holder).remote()
+        holder: Any = ray.remote(num_cpus=1)(Holder).remote()
         ray.get(holder.ready.remote(), timeout=60)
         yield
         ray.kill(holder)
