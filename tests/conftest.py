@@ -20,7 +20,7 @@ from servers import AWS_ENVIRONMENT, S3Server, mlflow_server, s3_server
 from cluster.settings import CACHE_VARIABLE, STORE_VARIABLE, TRACKING_VARIABLE, Settings
 from cluster.store import Store
 
-pytest_plugins = ["digits"]
+pytest_plugins = ["digits", "inside"]
 
 FOLDER_MARKERS = {"integration": "integration", "e2e": "e2e", "behaviour": "behaviour"}
 # Beginnings of the reasons of skips that continuous integration does not accept.

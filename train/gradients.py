@@ -12,6 +12,9 @@ from train.config import HardwareConfig
 from train.data.loader import Batch
 
 
+SETTLING_STEPS = 2
+
+
 class Forward(Protocol):
     """Loss and logits of a part of a batch."""
 
@@ -70,15 +73,17 @@ class Averaged:
             self._settle_buckets(self._wrapped)
 
     def _settle_buckets(self, model: nn.Module) -> None:
-        """Take a step that is thrown away.
+        """Take steps that are thrown away.
 
-        After its first one DistributedDataParallel groups the gradients anew, by the order in which
-        they came. More than two workers then add them up in another order, and a run that goes on
-        from a checkpoint would begin with the order that the whole one had left.
+        After its first ones DistributedDataParallel groups the gradients anew, by the order in
+        which they came. More than two workers then add them up in another order, and a run that
+        goes on from a checkpoint would begin with the order that the whole one had left. With a
+        static graph the first step is recorded, the second one's order is taken by the third.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         with torch.random.fork_rng(devices=[]):
-            model(self._images).sum().backward()
+            for _ in range(SETTLING_STEPS):
+                model(self._images).sum().backward()
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

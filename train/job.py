@@ -28,6 +28,7 @@ from cluster.session import Session, current
 from cluster.store import Store
 from train.comm import choose_comm, take_interface
 from train.config import TrainConfig
+from train.elastic import ElasticTrainer
 from train.hardware import MemoryFormat
 from train.loop import Trainer
 from train.runs import Run
@@ -165,7 +166,7 @@ def train_on_ray(
     threads = 1 if config.exact is not None else placement.cpus
     job = WorkerJob(config, dataset.reference, run.name, store.address, threads, board)
     elastic = placement.fewest < placement.workers
-    trainer = TorchTrainer(
+    trainer = (ElasticTrainer if elastic else TorchTrainer)(
         _work,
         train_loop_config={"job": job},
         torch_config=_TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),

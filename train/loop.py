@@ -159,8 +159,11 @@ class Trainer:
             }
             self.state.history.append(entry)
             stopping = self.config.early_stopping
-            restores = stopping is not None and stopping.restore_best
-            if restores and best_epoch(self.state.history, stopping) == epoch + 1:
+            if (
+                stopping is not None
+                and stopping.restore_best
+                and best_epoch(self.state.history, stopping) == epoch + 1
+            ):
                 self.state.best = to_cpu(self.net.state_dict())
         self._save(writer)
         self._emit("epoch", **entry)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from harness import RunCli
+from inside import RunInside
 
 from cluster.config import parse_overrides, read_config_file
 from cluster.errors import ConfigError
@@ -39,6 +40,18 @@ def test_overrides_reach_nested_fields() -> None:
     assert config.model.activation == "gelu"
 
 
+def test_shares_of_a_batch_may_be_unequal() -> None:
+    assert override("resources.workers=3", "accumulate=2").resources.workers == 3
+
+
+def test_an_exact_run_is_cut_into_shards_alone() -> None:
+    assert override("exact.shards=8", "resources.workers=8").exact is not None
+    with pytest.raises(ConfigError, match=r"accumulate: an exact run is computed in exact\.shards"):
+        override("exact.shards=8", "accumulate=2")
+    with pytest.raises(ConfigError, match="9 workers cannot share 8 shards of a batch"):
+        override("exact.shards=8", "resources.workers=9")
+
+
 def test_another_name_begins_from_its_own_defaults() -> None:
     assert override("model.name=resnet").model == ResNetConfig()
     assert override("optim.name=sgd", "optim.lr=0.2").optim == SgdConfig(lr=0.2)
@@ -52,7 +65,11 @@ def test_another_name_begins_from_its_own_defaults() -> None:
         ("epochs=0", r"epochs=0: input should be greater than or equal to 1"),
         ("model.activation=swish", r"activation='swish': .*'relu', 'tanh', 'sigmoid' or 'gelu'"),
         ("model.name=vgg", r"model.*'net', 'resnet'"),
-        ("resources.workers=3", "batch_size 64 does not divide among 3 workers"),
+        ("resources.workers=65", "batch_size 64 is too small for 65 workers with 1 parts each"),
+        ("accumulate=65", "batch_size 64 is too small for 1 workers with 65 parts each"),
+        ("resources.min_workers=2", "resources.min_workers 2 is more than the 1 workers"),
+        ("exact.shards=65", "exact.shards 65 is more than batch_size 64"),
+        ("schedule.epochs=61", "schedule.epochs 61 is longer than the training of 60 epochs"),
         ("optim.lr", "expected path=value"),
         ("seed.x=1", "seed"),
     ],
@@ -72,7 +89,9 @@ def test_a_file_changes_fields(tmp_path: Path, suffix: str) -> None:
     assert (config.epochs, config.optim.lr) == (3, 0.25)
 
 
-def test_the_command_prints_one_line_and_exits_with_2(run_cli: RunCli, tmp_path: Path) -> None:
+def test_the_command_prints_one_line_and_exits_with_2(
+    run_inside: RunInside, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("epochs = ")
     for args in (
@@ -87,7 +106,7 @@ def test_the_command_prints_one_line_and_exits_with_2(run_cli: RunCli, tmp_path:
         ("ingest", "nowhere", "--name", "x"),
         ("ingest", "digits", "--name", "a/b"),
     ):
-        done = run_cli("train", *args, "--json")
+        done = run_inside("train", *args, "--json")
         assert done.exit_code == 2, args
         (line,) = done.stderr.strip().splitlines()
         assert line.startswith("error: "), args

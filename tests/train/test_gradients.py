@@ -141,11 +141,11 @@ def test_workers_with_unequal_shares_count_each_image_once(
 def test_a_sharded_optimizer_gives_the_weights_of_a_whole_one_and_goes_on_without_shards(
     digits_dataset: Dataset, tmp_path: Path
 ) -> None:
-    config = short(epochs=2, checkpoint={"every_steps": 5, "every_s": None})
+    config = short(epochs=2, batch_size=256, checkpoint={"every_steps": 3, "every_s": None})
     sharded = config.with_changes({"hardware": {"shard_optimizer": True}}, "test")
     whole = train_in_group(config, digits_dataset.path, tmp_path / "whole", 2)
     assert train_in_group(sharded, digits_dataset.path, tmp_path / "sharded", 2) == whole
-    train_in_group(sharded, digits_dataset.path, tmp_path / "cut", 2, stop_at=22)
+    train_in_group(sharded, digits_dataset.path, tmp_path / "cut", 2, stop_at=7)
     assert train_in_group(config, digits_dataset.path, tmp_path / "cut", 2) == whole
 
 
