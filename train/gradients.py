@@ -11,7 +11,6 @@ from train.comm import Comm
 from train.config import HardwareConfig
 from train.data.loader import Batch
 
-
 SETTLING_STEPS = 2
 
 
