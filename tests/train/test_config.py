@@ -41,13 +41,13 @@ def test_overrides_reach_nested_fields() -> None:
 
 
 def test_shares_of_a_batch_may_be_unequal() -> None:
-    assert override("resources.workers=3", "accumulate=2").resources.workers == 3
+    assert override("resources.workers=3", "micro_batch_size=10").resources.workers == 3
 
 
 def test_an_exact_run_is_cut_into_shards_alone() -> None:
     assert override("exact.shards=8", "resources.workers=8").exact is not None
-    with pytest.raises(ConfigError, match=r"accumulate: an exact run is computed in exact\.shards"):
-        override("exact.shards=8", "accumulate=2")
+    with pytest.raises(ConfigError, match=r"memory_format=auto is decided by timing, and an exact"):
+        override("exact.shards=8", "hardware.memory_format=auto")
     with pytest.raises(ConfigError, match="9 workers cannot share 8 shards of a batch"):
         override("exact.shards=8", "resources.workers=9")
 
@@ -65,8 +65,10 @@ def test_another_name_begins_from_its_own_defaults() -> None:
         ("epochs=0", r"epochs=0: input should be greater than or equal to 1"),
         ("model.activation=swish", r"activation='swish': .*'relu', 'tanh', 'sigmoid' or 'gelu'"),
         ("model.name=vgg", r"model.*'net', 'resnet'"),
-        ("resources.workers=65", "batch_size 64 is too small for 65 workers with 1 parts each"),
-        ("accumulate=65", "batch_size 64 is too small for 1 workers with 65 parts each"),
+        ("resources.workers=65", "batch_size 64 is too small for 65 workers"),
+        ("micro_batch_size=0", "micro_batch_size=0: input should be greater than or equal to 1"),
+        ("clip={}", "clip needs norm or value"),
+        ("model.channels=[0, 3]", r"channels.0=0: input should be greater than or equal to 1"),
         ("resources.min_workers=2", "resources.min_workers 2 is more than the 1 workers"),
         ("exact.shards=65", "exact.shards 65 is more than batch_size 64"),
         ("schedule.epochs=61", "schedule.epochs 61 is longer than the training of 60 epochs"),

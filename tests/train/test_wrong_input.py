@@ -47,7 +47,7 @@ CONFIG = {
     ),
     "more workers than images": (
         "--set batch_size=2 --workers 3",
-        "batch_size 2 is too small for 3 workers with 1 parts each",
+        "batch_size 2 is too small for 3 workers",
     ),
     "more at least than at most": ("--workers 3:2", "--workers 3:2: expected a number such as 2"),
     "no number of workers": ("--workers x", "--workers x: expected a number such as 2, or MIN:MAX"),
