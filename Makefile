@@ -34,7 +34,7 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "unit and not program" $(PARALLEL)
+	$(BIN)/pytest -q -m "unit and not program and not slow" $(PARALLEL)
 
 test: $(DEV)
 	$(BIN)/pytest -m unit $(PARALLEL)

@@ -50,6 +50,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_one_worker_killed_four_killed_and_two_to_the_end_give_the_bits_of_one(
     digits_dataset: Dataset, tmp_path: Path, case: str
@@ -62,6 +63,7 @@ def test_one_worker_killed_four_killed_and_two_to_the_end_give_the_bits_of_one(
 
 
 # Of two numbers the order does not matter; of three it does.
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "micro_batch_size"), [(2, 16), (3, None)])
 def test_distributed_data_parallel_keeps_its_own_promise(
     digits_dataset: Dataset, tmp_path: Path, workers: int, micro_batch_size: int | None

@@ -125,6 +125,7 @@ def test_gradient_descent_takes_one_step_an_epoch_by_the_whole_split(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_workers_with_unequal_shares_count_each_image_once(
     digits_dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_workers_with_unequal_shares_count_each_image_once(
         torch.testing.assert_close(tensor, two[name], rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sharded_optimizer_gives_the_weights_of_a_whole_one_and_goes_on_without_shards(
     digits_dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -25,6 +25,8 @@ from train.models.resnet import ResNet
 from train.optim import build_optimizer, set_lr
 from train.optim.scaling import width_ratios
 
+pytestmark = pytest.mark.slow
+
 BATCH = 64
 EPOCHS = 3
 SEEDS = (0, 1)
