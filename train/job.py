@@ -19,13 +19,13 @@ from ray.train.torch.config import _TorchBackend as TorchBackend
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.dataset import Dataset
 from cluster.errors import DataError, RaybridgeError, ResourceError, TrainingError, UserError
-from cluster.events import Event, EventSink, make_event
+from cluster.events import Event
 from cluster.session import Session, current
 from cluster.store import Store
+from train.board import BoardSink, start_board
 from train.comm import choose_comm, take_interface
 from train.config import TrainConfig
 from train.elastic import ElasticTrainer
@@ -69,7 +69,7 @@ class WorkerJob:
     """Address of the store that holds both, which each worker opens on its own machine."""
     threads: int
     board: Any
-    """Handle of the :class:`EventBoard`."""
+    """Handle of the :class:`train.board.EventBoard`."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def train_on_ray(
     # Read by Ray's controller, which polls its workers at this period (two seconds by default).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_TIMEOUT_S))
-    board = _event_board()
+    board = start_board()
     threads = 1 if config.exact is not None else placement.cpus
     job = WorkerJob(config, dataset.reference, run.name, store.address, threads, board)
     elastic = placement.fewest < placement.workers
@@ -227,53 +227,6 @@ class _TorchConfig(ray_train_torch.TorchConfig):
 
 def _take_interface() -> None:
     take_interface(ray.util.get_node_ip_address())
-
-
-@ray.remote(num_cpus=0, max_restarts=-1)
-class EventBoard:
-    """Where workers leave events for the driver, and a problem for those that come after them.
-
-    Outlives the workers; holds no CPU.
-    """
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._problem: DataError | None = None
-
-    def report(self, problem: DataError) -> None:
-        """Leave what every worker must end with."""
-        self._problem = problem
-
-    def problem(self) -> DataError | None:
-        """What a worker reported, if one did."""
-        return self._problem
-
-    def put(self, event: Event) -> None:
-        """Add an event."""
-        self._events.append(event)
-
-    def take(self) -> list[Event]:
-        """Remove and return all events."""
-        taken, self._events = self._events, []
-        return taken
-
-
-def _event_board() -> Any:
-    """A board on this very machine: another one may be lost, and all that it holds with it."""
-    here = ray.get_runtime_context().get_node_id()
-    placed = NodeAffinitySchedulingStrategy(here, soft=False)
-    return EventBoard.options(scheduling_strategy=placed).remote()  # type: ignore[attr-defined]
-
-
-class BoardSink(EventSink):
-    """Sends events to the board, and waits for nothing."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def emit(self, kind: str, **values: Any) -> None:
-        """Send one event."""
-        self._board.put.remote(make_event(kind, values))
 
 
 def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:

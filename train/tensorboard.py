@@ -4,6 +4,7 @@ Written one event at a time, without the threads of tensorboardX's ``SummaryWrit
 fails tells nobody, and here a write that fails is counted while training goes on.
 """
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from tensorboardX.record_writer import RecordWriter
 
 from cluster.events import Event
 from cluster.store import Folder
+
+logger = logging.getLogger(__name__)
 
 EPOCH_TAGS = {
     "loss/train": "train_loss",
@@ -100,5 +103,7 @@ class TensorBoardLog:
         try:
             write()
         except Exception as error:  # noqa: BLE001 - a curve that is not drawn must not end a run
+            if self.failures == 0:
+                logger.warning("events for TensorBoard were not written: %s", error)
             self.failures += 1
             self.last_failure = str(error)
