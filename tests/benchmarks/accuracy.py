@@ -71,12 +71,13 @@ def measure(recipe: str, data: str, folder: Path | None, seed: int) -> dict[str,
     with own_store() as environment:
         ingest(data, folder, environment, "--split", SHARES)
         run = fit(recipe, "--set", f"seed={seed}", environment=environment)
-        told = train(
-            "evaluate", str(run["run"]), "--tta", "mirror-translate", environment=environment
-        )["tta"]
-    assert isinstance(told, dict)
+        measured = train(
+            *("evaluate", str(run["run"]), "--tta", "mirror-translate"), environment=environment
+        )
+    views = measured["tta"]
+    assert isinstance(views, dict)
     kept = ("accuracy", "seconds", "wall_s", "images_per_s", "epochs", "weights_sha256")
-    return {**{key: run[key] for key in kept}, "accuracy_six_views": told["accuracy"]}
+    return {**{key: run[key] for key in kept}, "accuracy_six_views": views["accuracy"]}
 
 
 def is_figure(value: object) -> bool:
