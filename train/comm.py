@@ -7,10 +7,12 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from train.config import HardwareConfig
+from train.shared_memory import SharedMemory, share_memory
 
 Reduction = Literal["sum", "max"]
 
@@ -29,6 +31,9 @@ class Comm(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all workers, in order of rank."""
+
+    def share_memory(self, tensor_bytes: int) -> None:
+        """Sum CPU tensors through shared memory from now on, where all workers have some."""
 
     def wrap(self, model: nn.Module, hardware: HardwareConfig) -> nn.Module:
         """The module whose backward pass averages gradients over the workers."""
@@ -51,6 +56,9 @@ class Alone:
         """A list of the one value."""
         return [value]
 
+    def share_memory(self, tensor_bytes: int) -> None:
+        """Nothing to do."""
+
     def wrap(self, model: nn.Module, hardware: HardwareConfig) -> nn.Module:  # noqa: ARG002
         """The model itself."""
         return model
@@ -62,9 +70,13 @@ class ProcessGroup:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
+        self._memory: SharedMemory | None = None
 
     def reduce(self, values: Tensor, how: Reduction = "sum") -> Tensor:
         """All-reduce in place."""
+        if self._memory is not None and how == "sum" and values.device.type == "cpu":
+            self._memory.sum(values)
+            return values
         dist.all_reduce(values, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
         return values
 
@@ -94,7 +106,22 @@ class ProcessGroup:
         )
         if hardware.compression == "bf16":
             wrapped.register_comm_hook(None, bf16_compress_hook)
+        elif self._memory is not None and device.type == "cpu":
+            wrapped.register_comm_hook(self, _average)
         return wrapped
+
+    def share_memory(self, tensor_bytes: int) -> None:
+        """See :mod:`train.shared_memory`."""
+        if self._memory is None:
+            self._memory = share_memory(self.rank, self.world, tensor_bytes, self.gather)
+
+
+def _average(comm: "ProcessGroup", bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """DistributedDataParallel's own averaging, through :meth:`ProcessGroup.reduce`."""
+    gradients = bucket.buffer().div_(comm.world)
+    done = torch.futures.Future[Tensor]()
+    done.set_result(comm.reduce(gradients))
+    return done
 
 
 def choose_comm() -> Comm:

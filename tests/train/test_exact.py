@@ -45,6 +45,7 @@ CASES = {
     "muon, early stopping": exact(
         model={"name": "resnet", "width": 8},
         optim={"name": "muon", "lr": 0.02},
+        hardware={"shared_memory": False},
         early_stopping={"patience": 1, "min_delta": 10.0},
     ),
 }
@@ -62,13 +63,20 @@ def test_one_worker_killed_four_killed_and_two_to_the_end_give_the_bits_of_one(
     assert train_in_group(config, data, tmp_path / "cut", 2) == whole
 
 
-# Of two numbers the order does not matter; of three it does.
+# Of two numbers the order does not matter; of three it does, and a network's ring has its own.
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "micro_batch_size"), [(2, 16), (3, None)])
+@pytest.mark.parametrize(
+    ("workers", "changes"),
+    [
+        (2, {"micro_batch_size": 16}),
+        (3, {}),
+        (3, {"hardware": {"shared_memory": False}}),
+    ],
+)
 def test_distributed_data_parallel_keeps_its_own_promise(
-    digits_dataset: Dataset, tmp_path: Path, workers: int, micro_batch_size: int | None
+    digits_dataset: Dataset, tmp_path: Path, workers: int, changes: dict[str, Any]
 ) -> None:
-    config = exact(exact=None, micro_batch_size=micro_batch_size, epochs=1)
+    config = exact(exact=None, epochs=1, **changes)
     data = digits_dataset.path
     whole = train_in_group(config, data, tmp_path / "whole", workers)
     train_in_group(config, data, tmp_path / "cut", workers, stop_at=3)

@@ -31,6 +31,9 @@ class HardwareConfig(Frozen):
     """Of DistributedDataParallel: gradients lie where they are exchanged from."""
     static_graph: bool = True
     """Of DistributedDataParallel: every step uses the same parameters."""
+    shared_memory: bool = True
+    """Workers on one machine's CPUs exchange gradients through memory that they share, not through
+    the loopback network."""
     compression: Literal["none", "bf16"] = "none"
     """Type in which workers exchange gradients."""
 
