@@ -47,6 +47,8 @@ def fashion_mnist() -> TrainConfig:
         optim=AdamWConfig(lr=3e-3, weight_decay=0.05),
         schedule=OneCycleConfig(),
         augment=AugmentConfig(flip=True),
+        # The faster one for this network on CPUs.
+        hardware=HardwareConfig(memory_format="channels_last"),
     )
 
 

@@ -20,6 +20,8 @@ from train.report import write_report
 from train.runs import Run, RunResult, create_run
 from train.weights import weights_sha256
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainConfig(
     recipe="small",
     data="photos@1",

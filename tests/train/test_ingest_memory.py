@@ -19,6 +19,8 @@ from train.data.options import IngestOptions
 from train.data.sources.recognize import read_source
 from train.data.sources.source import Part, PixelPictures, Source
 
+pytestmark = pytest.mark.slow
+
 
 def test_encoded_images_are_read_no_more_than_needed(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
