@@ -68,7 +68,7 @@ def cifar10() -> TrainConfig:
 
 
 def fashion_mnist_fast() -> TrainConfig:
-    """The network of airbench, narrow, on Fashion-MNIST: a quarter of an hour on two cores."""
+    """The network of airbench, half as wide, on Fashion-MNIST: few epochs."""
     return _airbench(
         "fashion_mnist_fast",
         "fashion-mnist",
@@ -81,7 +81,7 @@ def fashion_mnist_fast() -> TrainConfig:
 
 
 def fashion_mnist_best() -> TrainConfig:
-    """The network of airbench on Fashion-MNIST, with random erasing: an hour on two cores."""
+    """The network of airbench on Fashion-MNIST, with random erasing: more epochs."""
     return _airbench(
         "fashion_mnist_best",
         "fashion-mnist",
@@ -96,7 +96,7 @@ def fashion_mnist_best() -> TrainConfig:
 
 
 def cifar10_fast() -> TrainConfig:
-    """The network of airbench, three quarters as wide, on CIFAR-10: 20 minutes on two cores."""
+    """The network of airbench, three quarters as wide, on CIFAR-10: few epochs."""
     return _airbench(
         "cifar10_fast",
         "cifar10",
@@ -109,7 +109,7 @@ def cifar10_fast() -> TrainConfig:
 
 
 def cifar10_best() -> TrainConfig:
-    """The network of airbench94 on CIFAR-10: an hour on two cores."""
+    """The network of airbench94 on CIFAR-10: more epochs."""
     return _airbench(
         "cifar10_best",
         "cifar10",
@@ -131,11 +131,11 @@ def _airbench(
     label_smoothing: float,
     augment: AugmentConfig,
 ) -> TrainConfig:
-    """What airbench94_muon trains with, for two workers.
+    """What airbench94_muon trains with.
 
     Its rates are for a sum over a batch of 2,000 and logits over 256; these are the same steps for
-    a mean, and logits over 9. Each worker takes its half of a batch in parts of 125 images, which
-    batch normalisation is by.
+    a mean, and logits over 9. A batch is computed in parts of 125 images, which batch normalisation
+    is by, so the number of workers does not matter to it.
     """
     return TrainConfig(
         recipe=recipe,
