@@ -50,7 +50,7 @@ def test_from_data_to_an_answer(
         *("train", "fit", "digits", "--workers", "2", "--set", "epochs=2", "--name", "far"),
         *("--register", "digits"),
     ).json
-    assert fitted["failures"] == {"checkpoints": 0, "events": 0, "tracking": 0}
+    assert fitted["failures"] == {"checkpoints": 0, "events": 0, "tensorboard": 0, "tracking": 0}
     assert {name for name in s3.names(f"{PREFIX}/runs/far") if "/" not in name} == {
         *("config.json", "run.json", "result.json", "events.jsonl", "report.html", "weights.pth"),
         *("logits-val.safetensors", "logits-test.safetensors"),
