@@ -15,14 +15,15 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.config import ScalingConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from train.trainer import LeanTrainer
 
 # What a run that has just ended held is free a little later.
 SETTLE_S = 3.0
 
 
-class ElasticTrainer(TorchTrainer):
-    """Ray's trainer, for a range of workers, by the policy below."""
+class ElasticTrainer(LeanTrainer):
+    """A trainer for a range of workers, by the policy below."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["scaling_policy"] = FreeRoomPolicy(self.scaling_config)  # type: ignore[arg-type]

@@ -15,7 +15,6 @@ from train.config import IMPORT_RECIPE, TrainConfig
 from train.job import Placement, WorkerResult, choose_placement, train_on_ray
 from train.metrics import Evaluation, evaluate_logits
 from train.preparing import check_fit, write_first_weights
-from train.report import write_report
 from train.runs import Run, RunResult, Start, create_run
 from train.stopping import best_epoch
 from train.watch import EventListener, Watch
@@ -240,6 +239,9 @@ def conclude(run: Run, dataset: Dataset, result: RunResult, log: RunLog) -> Eval
     run.write_result(result)
     _evaluate(run, dataset, "val")
     evaluation = _evaluate(run, dataset, "test")
+    # Its charts' library takes a second to load, which nobody should wait for before training.
+    from train.report import write_report
+
     write_report(run, dataset)
     log.metrics({f"test_{k}": v for k, v in evaluation.summary().items()}, result.steps)
     for name in (run.report_file.name, "config.json", run.evaluation_file("test").name):

@@ -1,6 +1,5 @@
 """The Ray Train adapter: it starts the workers, and hands them the loop, which knows no Ray."""
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from ray.train.torch.config import _TorchBackend as TorchBackend
 # At run time these are what `ray.train` exports; their static types there are version 1's.
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.result import Result
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.dataset import Dataset
 from cluster.errors import DataError, RaybridgeError, ResourceError, TrainingError, UserError
@@ -32,6 +30,7 @@ from train.elastic import ElasticTrainer
 from train.hardware import MemoryFormat
 from train.loop import Trainer
 from train.runs import Run
+from train.trainer import LeanTrainer, set_switches, worker_environment
 from train.weights import weights_sha256
 
 POLL_PERIOD_S = 0.3
@@ -40,9 +39,6 @@ HOW_TO_GO_ON = "go on from the newest checkpoint with `python -m train resume`"
 # Lost machines may come back, and new ones may start; four times this long is waited for them.
 PLACE_TIMEOUT_S = 30
 PLACE_RETRIES = 3
-# PyTorch then lays large CPU tensors into pages of 2 MiB, where the kernel has some: a tenth faster
-# for convolutions. It is read when a process first imports torch.
-WORKER_ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1"}
 # How often an elastic run looks whether it can have more workers. To take them costs a restart.
 RESIZE_PERIOD_S = 60
 
@@ -162,14 +158,12 @@ def train_on_ray(
         RaybridgeError: of the kind that a worker raised.
         TrainingError: workers died more often than is allowed.
     """
-    # Read by Ray's controller, which polls its workers at this period (two seconds by default).
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_TIMEOUT_S))
+    set_switches(len(current().nodes()), PLACE_TIMEOUT_S)
     board = start_board()
     threads = 1 if config.exact is not None else placement.cpus
     job = WorkerJob(config, dataset.reference, run.name, store.address, threads, board)
     elastic = placement.fewest < placement.workers
-    trainer = (ElasticTrainer if elastic else TorchTrainer)(
+    trainer = (ElasticTrainer if elastic else LeanTrainer)(
         _work,
         train_loop_config={"job": job},
         torch_config=_TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
@@ -191,7 +185,7 @@ def train_on_ray(
                 controller_failure_limit=PLACE_RETRIES,
             ),
             logging_config=ray_train.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": _worker_environment()},
+            worker_runtime_env={"env_vars": worker_environment()},
         ),
     )
     try:
@@ -213,11 +207,6 @@ def train_on_ray(
     if not isinstance(value, WorkerResult):
         raise TrainingError("the run was stopped before its last epoch")
     return value
-
-
-def _worker_environment() -> dict[str, str]:
-    """What the user has set himself stays."""
-    return {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
 
 
 class _TorchBackend(TorchBackend):
@@ -292,7 +281,7 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
 
 
 def _fit_forwarding(
-    trainer: TorchTrainer, board: Any, on_events: Callable[[list[Event]], None]
+    trainer: LeanTrainer, board: Any, on_events: Callable[[list[Event]], None]
 ) -> object:
     """Run ``trainer.fit()`` and hand over events while it works, and the rest of them at its end.
 

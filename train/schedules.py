@@ -98,9 +98,9 @@ def _after_warmup(
 
 
 def _falls(config: StepConfig, epoch: int) -> int:
-    if config.milestones is None:
+    if config.every is not None:
         return epoch // config.every
-    return sum(milestone <= epoch for milestone in config.milestones)
+    return sum(milestone <= epoch for milestone in config.milestones or ())
 
 
 def _plateau(config: PlateauConfig, history: History) -> float:

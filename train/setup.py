@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from cluster.dataset import Dataset, DatasetMeta
 from train.comm import Comm
@@ -182,6 +181,9 @@ def _build_optimizer(
     if config.lr_scale == "width" and (narrow := base_model(config.model)) is not None:
         base = build_classifier(config.model_copy(update={"model": narrow}), meta).net
     if config.hardware.shard_optimizer:
+        # All of FSDP comes with it, which would be a sixth of every worker's start.
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
         parts = optimizer_parts(config, classifier.net, base=base)
         return ZeroRedundancyOptimizer(parts.groups, parts.kind, **parts.settings)
     return build_optimizer(config, classifier.net, base=base)

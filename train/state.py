@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
@@ -36,6 +35,7 @@ class TrainingState:
         device: torch.device,
     ) -> None:
         self._seed = config.seed
+        self._sharded = config.hardware.shard_optimizer
         self._signature = model_signature(classifier.net)
         self.classifier = classifier
         self.optimizer = optimizer
@@ -67,9 +67,10 @@ class TrainingState:
         With a sharded optimizer every worker must call it, and worker 0's is whole.
         """
         whole = True
-        if isinstance(self.optimizer, ZeroRedundancyOptimizer):
-            self.optimizer.consolidate_state_dict(to=0)
-            whole = self.optimizer.rank == 0
+        if self._sharded:
+            sharded: Any = self.optimizer
+            sharded.consolidate_state_dict(to=0)
+            whole = sharded.rank == 0
         return Checkpoint(
             step=self.step,
             seed=self._seed,

@@ -41,6 +41,10 @@ CONFIG = {
         "--set schedule.name=step --set schedule.milestones=[30,70]",
         "schedule.milestones: the rate would fall after epoch 70; the training ends after 60",
     ),
+    "two ways to say when the rate falls": (
+        "--set schedule.name=step --set schedule.milestones=[30] --set schedule.every=20",
+        "step takes either every or milestones",
+    ),
     "more workers than shards": (
         "--exact --workers 8",
         "8 workers cannot share 4 shards of a batch; set exact.shards to 8 or more",

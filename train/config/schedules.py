@@ -42,12 +42,15 @@ class StepConfig(_ScheduleConfig):
 
     name: Literal["step"] = "step"
     milestones: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
-    """Epochs after which the rate falls. none: after every ``every`` epochs."""
-    every: int = Field(default=10, ge=1)
+    """Epochs after which the rate falls."""
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Or how many epochs lie between one fall and the next."""
     factor: float = Field(default=0.1, gt=0, le=1)
 
     @model_validator(mode="after")
     def _ascend(self) -> Self:
+        if (self.milestones is None) == (self.every is None):
+            raise ValueError("step takes either every or milestones")
         points = self.milestones or ()
         if list(points) != sorted(set(points)) or any(point < 1 for point in points):
             raise ValueError(f"milestones {list(points)} must be epochs from 1 on, in order")
