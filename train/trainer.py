@@ -18,7 +18,7 @@ class LeanTrainer(TorchTrainer):
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[no-untyped-call]
+        callbacks = super()._create_default_callbacks()
         return [one for one in callbacks if not isinstance(one, DatasetsCallback)]
 
 
