@@ -98,8 +98,8 @@ def _after_warmup(
 
 
 def _falls(config: StepConfig, epoch: int) -> int:
-    if config.every is not None:
-        return epoch // config.every
+    if config.period is not None:
+        return epoch // config.period
     return sum(milestone <= epoch for milestone in config.milestones or ())
 
 

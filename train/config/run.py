@@ -137,7 +137,7 @@ class TrainConfig(Frozen):
                     "epochs"
                 )
         elif isinstance(schedule, StepConfig):
-            last = schedule.every or (schedule.milestones or ())[-1]
+            last = schedule.period or (schedule.milestones or ())[-1]
             if last >= epochs:
                 name = "milestones" if schedule.milestones else "every"
                 raise ValueError(

@@ -44,17 +44,22 @@ class StepConfig(_ScheduleConfig):
     milestones: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """Epochs after which the rate falls."""
     every: Annotated[int, Field(ge=1)] | None = None
-    """Or how many epochs lie between one fall and the next."""
+    """Or how many epochs lie between one fall and the next; with neither, 10."""
     factor: float = Field(default=0.1, gt=0, le=1)
 
     @model_validator(mode="after")
     def _ascend(self) -> Self:
-        if (self.milestones is None) == (self.every is None):
+        if self.milestones is not None and self.every is not None:
             raise ValueError("step takes either every or milestones")
         points = self.milestones or ()
         if list(points) != sorted(set(points)) or any(point < 1 for point in points):
             raise ValueError(f"milestones {list(points)} must be epochs from 1 on, in order")
         return self
+
+    @property
+    def period(self) -> int | None:
+        """Epochs between one fall and the next, if they are evenly spaced."""
+        return None if self.milestones else self.every or 10
 
 
 class ExponentialConfig(_ScheduleConfig):
