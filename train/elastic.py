@@ -16,7 +16,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.config import ScalingConfig
 
-from train.trainer import LeanTrainer
+from train.ray_trainer import LeanTrainer
 
 # What a run that has just ended held is free a little later.
 SETTLE_S = 3.0

@@ -239,7 +239,7 @@ def conclude(run: Run, dataset: Dataset, result: RunResult, log: RunLog) -> Eval
     run.write_result(result)
     _evaluate(run, dataset, "val")
     evaluation = _evaluate(run, dataset, "test")
-    # Its charts' library takes a second to load, which nobody should wait for before training.
+    # Its charts' library is slow to load, which nobody should wait for before training.
     from train.report import write_report
 
     write_report(run, dataset)

@@ -1,5 +1,6 @@
 """The Ray Train adapter: it starts the workers, and hands them the loop, which knows no Ray."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,8 +30,8 @@ from train.config import TrainConfig
 from train.elastic import ElasticTrainer
 from train.hardware import MemoryFormat
 from train.loop import Trainer
+from train.ray_trainer import LeanTrainer, worker_environment
 from train.runs import Run
-from train.trainer import LeanTrainer, set_switches, worker_environment
 from train.weights import weights_sha256
 
 POLL_PERIOD_S = 0.3
@@ -158,7 +159,9 @@ def train_on_ray(
         RaybridgeError: of the kind that a worker raised.
         TrainingError: workers died more often than is allowed.
     """
-    set_switches(len(current().nodes()), PLACE_TIMEOUT_S)
+    # Read by Ray's controller, which polls its workers at this period (two seconds by default).
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_TIMEOUT_S))
     board = start_board()
     threads = 1 if config.exact is not None else placement.cpus
     job = WorkerJob(config, dataset.reference, run.name, store.address, threads, board)

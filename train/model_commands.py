@@ -14,6 +14,7 @@ from train.evaluate import Views, evaluate_run, evaluate_views
 from train.export import export_run
 from train.importing import ImportRequest, import_model, prepare_import
 from train.metrics import Evaluation
+from train.report import write_report
 from train.runs import find_run
 
 
@@ -25,8 +26,6 @@ def run_evaluate(
     run = find_run(store, name)
     evaluation = evaluate_run(run, store, split, data)
     if data is None and split == "test":
-        from train.report import write_report
-
         write_report(run, run.dataset(store))
     show_evaluation(evaluation, output)
     fields: dict[str, object] = {}

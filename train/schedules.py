@@ -98,9 +98,9 @@ def _after_warmup(
 
 
 def _falls(config: StepConfig, epoch: int) -> int:
-    if config.period is not None:
+    if config.milestones is None:
         return epoch // config.period
-    return sum(milestone <= epoch for milestone in config.milestones or ())
+    return sum(milestone <= epoch for milestone in config.milestones)
 
 
 def _plateau(config: PlateauConfig, history: History) -> float:

@@ -181,7 +181,7 @@ def _build_optimizer(
     if config.lr_scale == "width" and (narrow := base_model(config.model)) is not None:
         base = build_classifier(config.model_copy(update={"model": narrow}), meta).net
     if config.hardware.shard_optimizer:
-        # All of FSDP comes with it, which would be a sixth of every worker's start.
+        # FSDP and sympy come with it, which every worker would load at its start.
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
         parts = optimizer_parts(config, classifier.net, base=base)

@@ -5,7 +5,7 @@ import sys
 import pytest
 from harness import run_command
 
-# Each takes a second or so; what needs one of them loads it then.
+# Each is slow to load; what needs one of them loads it then.
 _DEAR = ("matplotlib", "mlflow", "sympy", "torch.distributed.fsdp", "torch.onnx", "torchvision")
 
 

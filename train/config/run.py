@@ -137,7 +137,7 @@ class TrainConfig(Frozen):
                     "epochs"
                 )
         elif isinstance(schedule, StepConfig):
-            last = schedule.period or (schedule.milestones or ())[-1]
+            last = schedule.milestones[-1] if schedule.milestones else schedule.period
             if last >= epochs:
                 name = "milestones" if schedule.milestones else "every"
                 raise ValueError(

@@ -57,9 +57,9 @@ class StepConfig(_ScheduleConfig):
         return self
 
     @property
-    def period(self) -> int | None:
-        """Epochs between one fall and the next, if they are evenly spaced."""
-        return None if self.milestones else self.every or 10
+    def period(self) -> int:
+        """Epochs between one fall and the next, where there are no milestones."""
+        return self.every or 10
 
 
 class ExponentialConfig(_ScheduleConfig):
