@@ -60,6 +60,8 @@ def settle(
     for option, off in (("shard_optimizer", False), ("compression", "none")):
         if getattr(wanted, option) != off and world == 1:
             without_effect(option, off, "there is one worker")
+    if not wanted.winograd and (device.type != "cpu" or wanted.compile):
+        without_effect("winograd", True, "it is for CPUs, without hardware.compile")
     if wanted.compile and wanted.activation_checkpointing:
         raise ConfigError(
             "hardware.compile cannot be had with hardware.activation_checkpointing: the compiler "

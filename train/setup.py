@@ -23,6 +23,7 @@ from train.models.classifier import Classifier, build_classifier
 from train.models.recomputing import checkpoint_activations
 from train.models.scaling import base_model
 from train.models.whitening import initialize_from_data
+from train.models.winograd import use_winograd
 from train.optim.build import build_optimizer, optimizer_parts
 from train.state import TrainingState
 
@@ -74,6 +75,8 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
     if hardware.activation_checkpointing and checkpoint_activations(classifier.net) == 0:
         notes.append("hardware.activation_checkpointing=true has no effect: no blocks were found")
+    if hardware.winograd and device.type == "cpu" and not hardware.compile:
+        use_winograd(classifier.net)
     sharded = hardware.shard_optimizer
     if sharded and config.checkpoint.every_s is not None and not config.checkpoint.every_steps:
         notes.append(

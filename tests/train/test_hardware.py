@@ -50,6 +50,16 @@ def test_an_option_without_effect_is_said_and_left_out(
     assert notes == [f"hardware.{note}"]
 
 
+def test_winograd_is_for_cpus() -> None:
+    config = short(hardware={"winograd": False})
+    assert settle(config, CPU, world=1) == (HardwareConfig(winograd=False), [])
+    hardware, notes = settle(config, CUDA, world=1)
+    assert hardware.winograd
+    assert notes == [
+        "hardware.winograd=false has no effect: it is for CPUs, without hardware.compile"
+    ]
+
+
 def test_defaults_say_nothing() -> None:
     config = short()
     assert settle(config, CPU, world=1) == (HardwareConfig(), [])
@@ -108,6 +118,7 @@ def test_both_memory_formats_compute_the_same(digits_dataset: Dataset) -> None:
         {"memory_format": "channels_last"},
         {"fused": False},
         {"activation_checkpointing": True},
+        {"winograd": False},
         {"precision": "bf16"},
     ],
 )

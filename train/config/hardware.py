@@ -17,6 +17,9 @@ class HardwareConfig(Frozen):
     """Let Ampere and later GPUs multiply float32 matrices with TensorFloat-32."""
     memory_format: Literal["contiguous", "channels_last", "auto"] = "contiguous"
     """``auto`` times both on the device before the first step; the run keeps the choice."""
+    winograd: bool = True
+    """On CPUs, 3x3 convolutions of many channels train by Winograd's algorithm: fewer
+    multiplications, results up to rounding, more memory (2.25 times those layers' inputs)."""
     compile: bool = False
     """``torch.compile``; needs a C++ compiler on CPUs."""
     fused: bool = True
