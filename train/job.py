@@ -35,6 +35,7 @@ from train.runs import Run
 from train.weights import weights_sha256
 
 POLL_PERIOD_S = 0.3
+STOP_TIMEOUT_S = 10.0
 COLLECTIVE_TIMEOUT_S = 300
 HOW_TO_GO_ON = "go on from the newest checkpoint with `python -m train resume`"
 # Lost machines may come back, and new ones may start; four times this long is waited for them.
@@ -289,8 +290,9 @@ def _fit_forwarding(
     """Run ``trainer.fit()`` and hand over events while it works, and the rest of them at its end.
 
     It works in a thread: in the main one Ray would take Ctrl-C for itself, and end the process
-    before the run is marked as stopped. Here an interrupt leaves by the usual way, and the end of
-    the connection to Ray ends the workers.
+    before the run is marked as stopped. Here an interrupt leaves by the usual way, when the run is
+    stopped and the thread has ended: one that is in a call of Ray's at the end of the connection
+    crashes the process.
     """
     outcome: list[object] = []
 
@@ -302,15 +304,22 @@ def _fit_forwarding(
 
     thread = threading.Thread(target=work, name="ray-train", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(POLL_PERIOD_S)
-        try:
-            events: list[Event] = ray.get(board.take.remote(), timeout=30)
-        except ray.exceptions.RayError:
-            # The board was killed and is being restarted; what it held is lost.
-            continue
-        if events:
-            on_events(events)
+    try:
+        while thread.is_alive():
+            thread.join(POLL_PERIOD_S)
+            try:
+                events: list[Event] = ray.get(board.take.remote(), timeout=30)
+            except ray.exceptions.RayError:
+                # The board was killed and is being restarted; what it held is lost.
+                continue
+            if events:
+                on_events(events)
+    except BaseException:
+        give_up = time.monotonic() + STOP_TIMEOUT_S
+        while thread.is_alive() and time.monotonic() < give_up:
+            trainer.stop()
+            thread.join(POLL_PERIOD_S)
+        raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
