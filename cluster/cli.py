@@ -1,5 +1,6 @@
 """What every command shares: exit codes, tables, and the JSON line."""
 
+import gc
 import json
 import os
 import signal
@@ -82,6 +83,9 @@ def main(app: typer.Typer, program: str) -> NoReturn:
         _run(app, program)
     finally:
         signal.signal(signal.SIGTERM, before)
+        # All memory goes with the process. To look through it for cycles first, as the interpreter
+        # does at its end, takes seconds where PyTorch and Ray are loaded.
+        gc.freeze()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

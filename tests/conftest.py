@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import ROOT, NeedPackage, RunCli, free_port, run_module
+from harness import ROOT, CliResult, NeedPackage, RunCli, free_port, run_module
 from hosts import Lab, NoNamespacesError, laboratory
 from servers import AWS_ENVIRONMENT, S3Server, mlflow_server, s3_server
+from warm import Warm
 
 from cluster.settings import CACHE_VARIABLE, STORE_VARIABLE, TRACKING_VARIABLE, Settings
 from cluster.store import Store
@@ -175,10 +176,23 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def run_cli() -> RunCli:
-    """Run a command of ours in a process of its own."""
+def run_cli(own_machine: Path) -> Iterator[RunCli]:
+    """Run a command of ours in a process of its own, warm where that makes no difference."""
+    warm = Warm()
 
-    return run_module
+    def run(
+        *args: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout_s: float = 300,
+    ) -> CliResult:
+        environment = {**os.environ, **(env or {})}
+        if not warm.takes(args[0], environment):
+            return run_module(*args, env=env, cwd=cwd, timeout_s=timeout_s)
+        return CliResult(*warm.run(args, environment, cwd or ROOT, timeout_s))
+
+    yield run
+    warm.close()
 
 
 def _settings_at(folder: Path) -> Settings:
