@@ -94,12 +94,12 @@ def fashion_mnist_best() -> TrainConfig:
 
 
 def cifar10_fast() -> TrainConfig:
-    """The network of airbench, half as wide but for its last group, on CIFAR-10: few epochs."""
+    """The network of airbench, three quarters as wide, on CIFAR-10: few epochs."""
     return _airbench(
         "cifar10_fast",
         "cifar10",
         epochs=8,
-        widths=(32, 128, 256),
+        widths=(48, 192, 192),
         label_smoothing=0.2,
         augment=AugmentConfig(flip="alternating", translate=2, padding="reflect"),
     )
@@ -110,7 +110,7 @@ def cifar10_best() -> TrainConfig:
     return _airbench(
         "cifar10_best",
         "cifar10",
-        epochs=10,
+        epochs=16,
         widths=(64, 256, 256),
         label_smoothing=0.2,
         augment=AugmentConfig(flip="alternating", translate=2, padding="reflect"),
