@@ -98,7 +98,7 @@ def cifar10_fast() -> TrainConfig:
     return _airbench(
         "cifar10_fast",
         "cifar10",
-        epochs=8,
+        epochs=7,
         widths=(48, 192, 192),
         label_smoothing=0.2,
         augment=AugmentConfig(flip="alternating", translate=2, padding="reflect"),
