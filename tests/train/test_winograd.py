@@ -1,6 +1,7 @@
 """Winograd's convolution is a convolution, gradients included, and is used in training alone."""
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -29,8 +30,8 @@ def compute(convolve: Any, batch: Batch) -> tuple[Tensor, ...]:
     return (y, *torch.autograd.grad(y, (x, weight), grad))
 
 
-def plain(x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(x, weight, padding=1)
+def plain(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
+    return F.conv2d(x, weight, padding=padding)
 
 
 @pytest.mark.parametrize("side", [(1, 1), (3, 5), (4, 4), (7, 8), (10, 13)])
@@ -38,6 +39,18 @@ def test_it_is_the_convolution(side: tuple[int, int]) -> None:
     batch = make_batch(3, 5, 7, side, torch.float64)
     torch.testing.assert_close(
         compute(winograd_conv2d, batch), compute(plain, batch), rtol=1e-11, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("side", [(3, 4), (6, 6), (10, 13)])
+def test_without_padding_too(side: tuple[int, int]) -> None:
+    x, weight, _ = make_batch(3, 5, 7, side, torch.float64)
+    batch = (x, weight, torch.randn(3, 7, side[0] - 2, side[1] - 2, dtype=torch.float64))
+    torch.testing.assert_close(
+        compute(functools.partial(winograd_conv2d, padding=0), batch),
+        compute(functools.partial(plain, padding=0), batch),
+        rtol=1e-11,
+        atol=1e-11,
     )
 
 
@@ -92,9 +105,9 @@ def calls_of(net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
     calls = []
     real = winograd.winograd_conv2d
 
-    def counted(x: Tensor, weight: Tensor) -> Tensor:
+    def counted(x: Tensor, weight: Tensor, padding: int) -> Tensor:
         calls.append(x.shape)
-        return real(x, weight)
+        return real(x, weight, padding)
 
     monkeypatch.setattr(winograd, "winograd_conv2d", counted)
     net(x)
@@ -123,13 +136,15 @@ def test_only_training_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     "conv",
     [
         nn.Conv2d(96, 96, 3, padding=1, stride=2),
-        nn.Conv2d(96, 96, 3),
+        nn.Conv2d(96, 96, 3, padding=2),
+        nn.Conv2d(96, 96, 3, padding=(0, 1)),
         nn.Conv2d(96, 96, 3, padding=2, dilation=2),
         nn.Conv2d(96, 96, 5, padding=2),
         nn.Conv2d(96, 96, 3, padding=1, groups=2),
         nn.Conv2d(96, 96, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(96, 96, 3, padding="same"),
-        nn.Conv2d(32, 96, 3, padding=1),
+        nn.Conv2d(16, 96, 3, padding=1),
+        nn.Conv2d(48, 48, 3, padding=1),
     ],
 )
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:

@@ -8,7 +8,7 @@ of the weights is the slowest part of a step.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 _OUT = 4
 _IN = 6
-_MIN_CHANNELS = 48
+_MIN_CHANNELS = 32
 """On one side, and twice as many on the other. With fewer, moving tiles about takes as long as the
 multiplications that are saved."""
 _MIN_SIDE = 3
@@ -65,7 +65,7 @@ def use_winograd(net: nn.Module) -> int:
         for module in net.modules()
         if isinstance(module, nn.Conv2d)
         and module.kernel_size == (3, 3)
-        and module.padding == (1, 1)
+        and module.padding in ((0, 0), (1, 1))
         and module.stride == module.dilation == (1, 1)
         and module.groups == 1
         and module.padding_mode == "zeros"
@@ -78,32 +78,34 @@ def use_winograd(net: nn.Module) -> int:
     return len(convs)
 
 
-def winograd_conv2d(x: Tensor, weight: Tensor) -> Tensor:
-    """``conv2d(x, weight, padding=1)`` with 3x3 kernels.
+def winograd_conv2d(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
+    """``conv2d(x, weight, padding=padding)`` with 3x3 kernels.
 
     Args:
         x: ``[n, channels_in, height, width]``; the result has its memory format, of which
             channels_last is the faster.
         weight: ``[channels_out, channels_in, 3, 3]`` of the same type.
+        padding: zeros on each side.
     """
-    out: Tensor = _Winograd.apply(x, weight)
+    out: Tensor = _Winograd.apply(x, weight, padding)
     return out
 
 
-def _forward(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _forward(conv: Any, x: Tensor) -> Tensor:
+    grid = _Grid(x.shape, conv.padding[0])
     usable = (
         conv.training
         and torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and min(x.shape[2:]) >= _MIN_SIDE
+        and min(grid.height, grid.width) >= _MIN_SIDE
         # With fewer tiles than channels, transforming the kernels takes longer than the rest.
-        and _Grid(*x.shape[2:]).tiles(len(x)) >= max(conv.in_channels, conv.out_channels)
+        and grid.tiles(len(x)) >= max(conv.weight.shape[:2])
         and not torch.is_autocast_enabled("cpu")
     )
     if not usable:
         return nn.Conv2d.forward(conv, x)
-    y = winograd_conv2d(x, conv.weight)
+    y = winograd_conv2d(x, conv.weight, conv.padding[0])
     return y if conv.bias is None else y + conv.bias.view(-1, 1, 1)
 
 
@@ -111,19 +113,19 @@ class _Winograd(torch.autograd.Function):
     """Tensors within are channels-last; tiles come first, so that a step is one multiplication."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int) -> Tensor:
         n, channels, height, width = x.shape
-        grid = _Grid(height, width)
+        grid = _Grid(x.shape, padding)
         to_input, to_filter, to_output = _transforms(x.dtype)
         kernels = _both_sides(to_filter, weight.permute(2, 3, 1, 0)).view(-1, channels, len(weight))
-        out = x.new_empty(n, height, width, len(weight))
+        out = x.new_empty(n, grid.height, grid.width, len(weight))
         images = x.permute(0, 2, 3, 1)
         chunk = min(n, grid.chunk(max(channels, len(weight))))
         padded = x.new_zeros(chunk, _OUT * grid.rows + 2, _OUT * grid.columns + 2, channels)
         maps = []
         for begin in range(0, n, chunk):
             part = images[begin : begin + chunk]
-            padded[: len(part), 1 : height + 1, 1 : width + 1] = part
+            padded[: len(part), padding : padding + height, padding : padding + width] = part
             tiles = grid.overlapping(padded[: len(part)])
             maps.append(_both_sides(to_input, tiles).view(_IN * _IN, -1, channels))
             products = torch.bmm(maps[-1], kernels)
@@ -135,7 +137,7 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         kernels, *maps = ctx.saved_tensors
         grid, (n, channels, height, width), chunk = ctx.grid, ctx.shape, ctx.chunk
         to_input, to_filter, to_output = _transforms(grad.dtype)
@@ -157,17 +159,19 @@ class _Winograd(torch.autograd.Function):
         if grad_x is not None:
             grad_x = _channels_first(grad_x, ctx.channels_last)
         if not ctx.needs_input_grad[1]:
-            return grad_x, None
+            return grad_x, None, None
         grad_weight = _both_sides(to_filter.t(), grad_kernels)
-        return grad_x, grad_weight.view(3, 3, channels, -1).permute(3, 2, 0, 1)
+        return grad_x, grad_weight.view(3, 3, channels, -1).permute(3, 2, 0, 1), None
 
 
 class _Grid:
-    """The tiles of a map, which may hang over its lower and its right edge."""
+    """The tiles of a map that comes out, over whose lower and right edge they may hang."""
 
-    def __init__(self, height: int, width: int) -> None:
-        self.height, self.width = height, width
-        self.rows, self.columns = -(-height // _OUT), -(-width // _OUT)
+    def __init__(self, shape: Sequence[int], padding: int) -> None:
+        """Of an input ``[n, channels, height, width]``, with so many zeros on each side."""
+        self._padding, self._input_height, self._input_width = padding, shape[2], shape[3]
+        self.height, self.width = shape[2] + 2 * padding - 2, shape[3] + 2 * padding - 2
+        self.rows, self.columns = -(-self.height // _OUT), -(-self.width // _OUT)
 
     def tiles(self, n: int) -> int:
         """Of ``n`` images."""
@@ -187,7 +191,7 @@ class _Grid:
         )
 
     def overlap_add(self, tiles: Tensor, n: int, channels: int) -> Tensor:
-        """The adjoint of padding and :meth:`overlapping`: ``[n, height, width, channels]``."""
+        """The adjoint of padding and :meth:`overlapping`: as the input, but channels last."""
         tiles = tiles.view(_IN, _IN, n, self.rows, self.columns, channels)
         rows, columns = slice(self.rows), slice(self.columns)
         later = slice(1, None)
@@ -200,7 +204,8 @@ class _Grid:
         view[:, :over, :, rows, later] += tiles[:_OUT, _OUT:]
         view[:over, :over, :, later, later] += tiles[_OUT:, _OUT:]
         whole = padded.view(n, _OUT * (self.rows + 1), _OUT * (self.columns + 1), channels)
-        return whole[:, 1 : self.height + 1, 1 : self.width + 1]
+        begin, height, width = self._padding, self._input_height, self._input_width
+        return whole[:, begin : begin + height, begin : begin + width]
 
     def copy_to_map(self, tiles: Tensor, out: Tensor) -> None:
         """``[4, 4, n rows columns c]`` -> ``[n, height, width, c]``, without what hangs over."""
