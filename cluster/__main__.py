@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli import JsonOption, Output, main, new_app
+from cluster.cli import JsonOption, Output, new_app, run_program
 from cluster.errors import UserError
 from cluster.settings import Settings
 
@@ -329,4 +329,4 @@ def models(
 
 
 if __name__ == "__main__":
-    main(app, "python -m cluster")
+    run_program(app, "python -m cluster")

@@ -1,10 +1,12 @@
 """What every command shares: exit codes, tables, and the JSON line."""
 
-import gc
+import atexit
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -83,9 +85,26 @@ def main(app: typer.Typer, program: str) -> NoReturn:
         _run(app, program)
     finally:
         signal.signal(signal.SIGTERM, before)
-        # All memory goes with the process. To look through it for cycles first, as the interpreter
-        # does at its end, takes seconds where PyTorch and Ray are loaded.
-        gc.freeze()
+
+
+def run_program(app: typer.Typer, program: str) -> NoReturn:
+    """:func:`main` as all that a process does: it ends as soon as what is to be done at exit is.
+
+    The interpreter would take itself apart first. That takes seconds where PyTorch and Ray are
+    loaded, and threads of theirs that are still at work crash in it.
+    """
+    try:
+        main(app, program)
+    except SystemExit as ended:
+        exit_code = ended.code
+    if not isinstance(exit_code, int | None):
+        raise SystemExit(exit_code)
+    threading._shutdown()  # type: ignore[attr-defined]  # Waits for those that are no daemons.
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code or 0)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

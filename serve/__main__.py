@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli import JsonOption, Output, main, new_app
+from cluster.cli import JsonOption, Output, new_app, run_program
 from cluster.errors import NotFoundError, UserError
 from cluster.settings import Settings
 from serve.client import DEFAULT_ADDRESS, RETRY_FOR_S, Client, Prediction
@@ -326,4 +326,4 @@ def _likeliest(answer: Prediction) -> str:
 
 
 if __name__ == "__main__":
-    main(app, "python -m serve")
+    run_program(app, "python -m serve")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli import JsonOption, Output, main, new_app
+from cluster.cli import JsonOption, Output, new_app, run_program
 from train import data_cli
 
 app = new_app(
@@ -308,4 +308,4 @@ def recipes(as_json: JsonOption = False) -> None:
 
 
 if __name__ == "__main__":
-    main(app, "python -m train")
+    run_program(app, "python -m train")
