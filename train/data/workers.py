@@ -141,6 +141,7 @@ def _import(function: Callable[..., object]) -> None:
 
 def _begin() -> None:
     """In a new process: one thread for algebra, and an end when the parent's comes."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _one_thread()
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -154,8 +155,11 @@ def _begin() -> None:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """A process that is started meanwhile inherits the mask, and so never sees Ctrl-C."""
-    before: Any = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """No signal ends this process before one that it starts has been told what to do.
+
+    That one inherits the mask, and so never sees Ctrl-C.
+    """
+    before: Any = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
