@@ -129,6 +129,7 @@ def test_only_training_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
         assert calls_of(net, x, monkeypatch) == 0
     assert calls_of(net, torch.randn(32, 48, 2, 2), monkeypatch) == 0
     assert calls_of(net, torch.randn(8, 48, 8, 8), monkeypatch) == 0
+    assert calls_of(net, torch.randn(48, 64, 64), monkeypatch) == 0
     assert calls_of(net.double(), x.double(), monkeypatch) == 0
 
 

@@ -1,4 +1,4 @@
-"""3x3 convolutions on CPUs that train with a third of the multiplications: Winograd's F(4x4, 3x3).
+"""Winograd's F(4x4, 3x3): convolutions on CPUs that train with a quarter of the multiplications.
 
 Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), section
 4.3. Each 4x4 tile of the output is computed from a 6x6 tile of the input with 36 multiplications
@@ -92,21 +92,26 @@ def winograd_conv2d(x: Tensor, weight: Tensor, padding: int = 1) -> Tensor:
 
 
 def _forward(conv: Any, x: Tensor) -> Tensor:
-    grid = _Grid(x.shape, conv.padding[0])
     usable = (
         conv.training
         and torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and min(grid.height, grid.width) >= _MIN_SIDE
-        # With fewer tiles than channels, transforming the kernels takes longer than the rest.
-        and grid.tiles(len(x)) >= max(conv.weight.shape[:2])
+        and x.ndim == 4
         and not torch.is_autocast_enabled("cpu")
+        and _is_faster(conv, x)
     )
     if not usable:
         return nn.Conv2d.forward(conv, x)
     y = winograd_conv2d(x, conv.weight, conv.padding[0])
     return y if conv.bias is None else y + conv.bias.view(-1, 1, 1)
+
+
+def _is_faster(conv: Any, x: Tensor) -> bool:
+    grid = _Grid(x.shape, conv.padding[0])
+    # With fewer tiles than channels, transforming the kernels takes longer than the rest.
+    enough = grid.tiles(len(x)) >= max(conv.weight.shape[:2])
+    return enough and min(grid.height, grid.width) >= _MIN_SIDE
 
 
 class _Winograd(torch.autograd.Function):
