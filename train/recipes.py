@@ -110,7 +110,7 @@ def cifar10_best() -> TrainConfig:
     return _airbench(
         "cifar10_best",
         "cifar10",
-        epochs=16,
+        epochs=14,
         widths=(64, 256, 256),
         label_smoothing=0.2,
         augment=AugmentConfig(flip="alternating", translate=2, padding="reflect"),
