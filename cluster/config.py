@@ -3,11 +3,14 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from cluster.errors import ConfigError
 
@@ -21,6 +24,20 @@ class Frozen(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_words(cls, values: Any) -> Any:
+        """``none`` is no value, or the choice of that name; ``true`` is a part as it is."""
+        if not isinstance(values, Mapping):
+            return values
+        fields = cls.model_fields
+        words = {
+            name: _in_words(fields[name].annotation, value)
+            for name, value in values.items()
+            if name in fields and (value is None or isinstance(value, bool | str))
+        }
+        return {**values, **words}
 
     @classmethod
     def decode(cls, values: Mapping[str, Any], where: str) -> Self:
@@ -64,8 +81,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     """Turn ``["optim.lr=0.1", "model.name=net"]`` into a nested mapping.
 
-    A value is read as TOML (numbers, booleans, quoted strings, arrays); ``none`` clears a field;
-    anything else is a plain string.
+    A value is read as TOML (numbers, booleans, quoted strings, arrays); ``none`` clears a field, or
+    is the choice of that name; anything else is a plain string.
 
     Raises:
         ConfigError: a pair has no ``=``.
@@ -88,28 +105,58 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
     """The first problem of a validation error as one line: field, value, what is allowed."""
-    problems = error.errors()
+    problems = [_Problem.of(model, details) for details in error.errors()]
     first = problems[0]
-    location = [str(part) for part in first["loc"]]
-    names, owners = _follow(
-        model, location[:-1] if first["type"] == "extra_forbidden" else location
+    # Of a field that takes several types, each says what it would want: a table that is wrong
+    # inside was meant as one, and of plain values any would do.
+    alike = [one for one in problems if one.names[: len(first.names)] == first.names]
+    deepest = max(alike, key=lambda one: len(one.names))
+    same = [one for one in alike if one.names == deepest.names]
+    wanted = " or ".join(
+        [same[0].wanted, *(one.wanted.removeprefix("input should be ") for one in same[1:])]
     )
-    path = ".".join(names) or model.__name__
-    if first["type"] == "extra_forbidden":
-        path = ".".join([*names, location[-1]])
-        allowed = sorted({name for owner in owners for name in owner.model_fields})
-        near = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        line = f"no field {path}; {hint}allowed: {', '.join(allowed)}"
-    elif first["type"] == "missing":
-        line = f"{path} is required"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
+    more = len(problems) - len(alike)
+    return f"{same[0].subject}{wanted} (and {more} more)" if more else f"{same[0].subject}{wanted}"
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One problem of a validation error."""
+
+    names: list[str]
+    """Of the fields from the outermost to the one in question."""
+    subject: str
+    """Field and value, as the line begins."""
+    wanted: str
+
+    @classmethod
+    def of(cls, model: type[BaseModel], details: ErrorDetails) -> Self:
+        """What pydantic says, in the words of who wrote the configuration."""
+        kind, location = details["type"], list(details["loc"])
+        unknown = str(location.pop()) if kind == "extra_forbidden" else ""
+        names, owners = _follow(model, location)
+        context = details.get("ctx", {})
+        if kind == "union_tag_invalid":
+            names = [*names, str(context["discriminator"]).strip("'")]
+        path = ".".join(names) or model.__name__
+        fields = sorted({name for owner in owners for name in owner.model_fields})
+        if unknown:
+            near = difflib.get_close_matches(unknown, fields, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            subject = f"no field {'.'.join([*names, unknown])}; "
+            return cls([*names, unknown], subject, f"{hint}allowed: {', '.join(fields)}")
+        if kind == "missing":
+            return cls(names, f"{path} is required", "")
+        if kind == "union_tag_invalid":
+            allowed = str(context["expected_tags"])
+            return cls(names, f"{path}={context['tag']!r}: ", f"input should be one of {allowed}")
         # A rule about several fields has the whole table as its input, which says nothing.
-        given = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
-        line = f"{path}{given}: {message[:1].lower()}{message[1:]}"
-    more = len(problems) - 1
-    return f"{line} (and {more} more)" if more else line
+        given = details["input"]
+        subject = f"{path}: " if isinstance(given, Mapping) else f"{path}={given!r}: "
+        if kind in {"model_type", "model_attributes_type"}:
+            return cls(names, subject, f"input should be a table of {', '.join(fields)}")
+        said = details["msg"].removeprefix("Value error, ").partition(", unable to ")[0]
+        return cls(names, subject, f"{said[:1].lower()}{said[1:]}")
 
 
 def _parse_value(raw: str) -> Any:
@@ -133,7 +180,9 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+def _follow(
+    model: type[BaseModel], location: Sequence[int | str]
+) -> tuple[list[str], list[type[BaseModel]]]:
     """Follow an error's location.
 
     Returns:
@@ -142,14 +191,19 @@ def _follow(model: type[BaseModel], location: list[str]) -> tuple[list[str], lis
     """
     names: list[str] = []
     options = [model]
+    tag_follows = False
     for part in location:
-        chosen = [option for option in options if len(options) > 1 and _has_tag(option, part)]
-        if chosen:
-            options = chosen
+        if tag_follows:
+            options = [option for option in options if _has_tag(option, str(part))]
+            tag_follows = False
             continue
-        names.append(part)
-        found = [option.model_fields[part] for option in options if part in option.model_fields]
-        options = _models_in(found[0].annotation) if found else []
+        name = str(part)
+        names.append(name)
+        found = [option.model_fields[name] for option in options if name in option.model_fields]
+        if found:  # Otherwise it is a place in a sequence.
+            choices = choices_of(found[0].annotation)
+            options = [model for choice in choices for model in models_in(choice)]
+            tag_follows = len(choices) > 1
     return names, options
 
 
@@ -160,7 +214,34 @@ def _has_tag(model: type[BaseModel], tag: str) -> bool:
     )
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's type names, wherever in it."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for option in get_args(annotation) for model in _models_in(option)]
+    return [model for option in get_args(annotation) for model in models_in(option)]
+
+
+def choices_of(annotation: Any, *, none: bool = False) -> list[Any]:
+    """The types of a union, in one level; NoneType among them only if asked for."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return choices_of(get_args(annotation)[0], none=none)
+    if origin in {Union, UnionType}:
+        return [
+            choice for option in get_args(annotation) for choice in choices_of(option, none=none)
+        ]
+    return [annotation] if none or annotation is not NoneType else []
+
+
+def _in_words(annotation: Any, value: Any) -> Any:
+    """What is meant by ``none``, and by ``true`` and ``false`` for a part that may be off."""
+    choices = choices_of(annotation, none=True)
+    literals = {
+        word for choice in choices if get_origin(choice) is Literal for word in get_args(choice)
+    }
+    if value is None or (isinstance(value, str) and value.lower() in {"none", "null"}):
+        if "none" in literals:
+            return "none"
+        return None if NoneType in choices else value
+    part = len(choices) == 2 and NoneType in choices and models_in(annotation)
+    return ({} if value else None) if part and isinstance(value, bool) else value

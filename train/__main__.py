@@ -45,8 +45,8 @@ def fit(
         bool,
         typer.Option(
             "--exact",
-            help="Weights that depend on configuration and seed alone, to the bit: not on the "
-            "number of workers, a kill or a resume.",
+            help="Weights that depend on configuration and seed alone, to the bit, on CPUs: not "
+            "on the number of workers, a kill or a resume.",
         ),
     ] = False,
     config_file: Annotated[
@@ -62,16 +62,18 @@ def fit(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Another network than the recipe's: net, resnet, any classifier of torchvision "
-            "(resnet18), timm:NAME, or FILE.py:FACTORY; docs/models.md says more."
+            help="Another network than the recipe's: net, resnet, resnet20, resnet56, airbench, "
+            "any classifier of torchvision (resnet18), timm:NAME, or FILE.py:FACTORY; "
+            "docs/models.md says more."
         ),
     ] = None,
     pretrained: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE",
-            help="Begin with these weights (.pth, .safetensors), or with those that 'torchvision' "
-            "or 'timm' publishes; the last layer may be for other classes.",
+            metavar="WEIGHTS",
+            help="Begin with these: a file (.pth, .safetensors), a bundle's folder, "
+            "registry:MODEL[@VERSION], or 'torchvision' or 'timm' for what is published there. "
+            "The last layer may be for other classes.",
         ),
     ] = None,
     run_name: Annotated[
@@ -154,6 +156,14 @@ def reproduce(
             "its champion or the version or alias that is named.",
         ),
     ],
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN:MAX",
+            help="Of an exact run, which has the same weights with any number. [default: the "
+            "run's]",
+        ),
+    ] = None,
     run_name: Annotated[
         str | None, typer.Option("--name", help="Name of the new run. [default: made up]")
     ] = None,
@@ -161,12 +171,15 @@ def reproduce(
 ) -> None:
     """Train the run of a model once more, and compare the weights, to the bit.
 
-    Says what differs from then: commit, lock file, libraries, CPU. Ends with exit code 0 if the
-    weights are identical, else with 1 and what may be the reason.
+    Trains with the code and the libraries that are here, and says what of commit, lock file,
+    libraries and CPU was different then. Ends with exit code 0 if the weights are identical, else
+    with 1 and what may be the reason.
     """
+    from train.arguments import parse_workers
     from train.commands import run_reproduce
 
-    run_reproduce(target, Output(as_json), run_name=run_name)
+    resources = None if workers is None else parse_workers(workers)
+    run_reproduce(target, Output(as_json), run_name=run_name, resources=resources)
 
 
 @app.command()
@@ -305,6 +318,36 @@ def recipes(as_json: JsonOption = False) -> None:
         [(name, c.model.name, c.data, c.epochs, text) for name, c, text in rows],
     )
     output.result({name: json.loads(c.model_dump_json()) for name, c, _ in rows})
+
+
+@app.command()
+def fields(
+    part: Annotated[
+        str | None,
+        typer.Argument(help="Such as optim, optim.muon or augment.erasing. [default: all]"),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/configuration.md instead.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the fields of a configuration: what each takes, its default and its meaning."""
+    from train.fields import find_sections, to_markdown
+
+    output = Output(as_json)
+    sections = find_sections(part)
+    if markdown:
+        output.say(to_markdown(sections))
+    else:
+        for section in sections:
+            output.table(
+                f"{section.title}: {section.meaning}",
+                ("field", "values", "default", "meaning"),
+                [(row.name, row.values, row.default, row.meaning) for row in section.rows],
+            )
+    output.result(
+        {section.title: {row.name: vars(row) for row in section.rows} for section in sections}
+    )
 
 
 if __name__ == "__main__":

@@ -52,14 +52,19 @@ def list_checkpoints(folder: Folder) -> list[str]:
 
 
 def save_checkpoint(folder: Folder, checkpoint: Checkpoint, keep: int) -> None:
-    """Write a checkpoint and remove all but the newest ``keep``."""
+    """Write a checkpoint, and remove those of later steps and all but the newest ``keep``.
+
+    One of a later step could not be read, or training would have gone on from it.
+    """
     name = f"step-{checkpoint.step:08d}.pt"
     folder.path.mkdir(parents=True, exist_ok=True)
     save_atomic({"schema_version": SCHEMA_VERSION, **vars(checkpoint)}, folder.path / name)
     folder.push(name)
     folder.drop_copy(name)
-    for old in list_checkpoints(folder)[:-keep]:
-        folder.delete(old)
+    names = list_checkpoints(folder)
+    known = names[: names.index(name) + 1]
+    for other in {*names} - {*known[-keep:]}:
+        folder.delete(other)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -78,14 +83,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Folder) -> Checkpoint | None:
-    """The newest checkpoint that can be read, or None. A damaged one is passed over, and said."""
+    """The newest checkpoint that can be read. A damaged one is passed over, and said.
+
+    Raises:
+        CheckpointError: there are some, and none can be read.
+    """
+    problem: Exception | None = None
     for name in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(folder.pull(name))
-        except (CheckpointError, FileNotFoundError) as error:
+        except FileNotFoundError as error:  # Removed meanwhile, by who writes newer ones.
             logger.warning("%s; going back to the one before", error)
+        except CheckpointError as error:
+            logger.warning("%s; going back to the one before", error)
+            problem = error
         finally:
             folder.drop_copy(name)
+    if problem is not None:
+        raise CheckpointError(f"no checkpoint of this run can be read; the oldest: {problem}")
     return None
 
 

@@ -65,12 +65,18 @@ def run_resume(
     output.result(fields)
 
 
-def run_reproduce(target: str, output: Output, *, run_name: str | None) -> None:
+def run_reproduce(
+    target: str,
+    output: Output,
+    *,
+    run_name: str | None,
+    resources: Mapping[str, object] | None,
+) -> None:
     """``train reproduce``."""
     settings = Settings.from_env()
     store = Store.open(settings.address)
     tracking = Tracking(settings)
-    original = find_original(target, store, tracking)
+    original = find_original(target, store, tracking, resources)
     output.say(
         f"run {original.run.name} on {original.info.dataset}: weights "
         f"{original.result.weights_sha256[:12]}"

@@ -47,6 +47,7 @@ class FreeRoomPolicy(ElasticScalingPolicy):
         if workers < self.scaling_config.max_workers and now - self._since < SETTLE_S:
             return NoopDecision()
         self._since = None
+        self._machines = []  # Their workers end before the next ones begin.
         return self._get_resize_decision(max(workers, self.scaling_config.min_workers))
 
     def make_decision_for_running_worker_group(
@@ -54,9 +55,12 @@ class FreeRoomPolicy(ElasticScalingPolicy):
     ) -> ScalingDecision:
         """Take more once there is room."""
         self._machines = [worker.metadata.node_id for worker in worker_group_state.workers]
-        return super().make_decision_for_running_worker_group(
+        decision = super().make_decision_for_running_worker_group(
             worker_group_state, worker_group_status
         )
+        if not isinstance(decision, NoopDecision):
+            self._machines = []
+        return decision
 
     def _count_possible_workers(self, _reserved: dict[str, dict[str, float]]) -> int:
         """Room for workers: what is free, and what the run's own hold on machines that live."""

@@ -11,6 +11,7 @@ from cluster.events import make_event
 from cluster.session import Session
 from cluster.store import Store
 from cluster.tracking import RunLog, Tracking
+from train.checkpoint import latest_checkpoint
 from train.config import IMPORT_RECIPE, TrainConfig
 from train.job import Placement, WorkerResult, choose_placement, train_on_ray
 from train.metrics import Evaluation, evaluate_logits
@@ -90,7 +91,8 @@ def resume(
         listener: told every event as it arrives.
 
     Raises:
-        NotFoundError: the run is finished and no further epochs are asked for.
+        NotFoundError: the run is finished and no further epochs are asked for, or it is beyond
+            those already.
         DataError: another command is training it.
     """
     changes: dict[str, object] = {}
@@ -128,18 +130,31 @@ def _pin(config: TrainConfig, placement: Placement) -> TrainConfig:
 
 def _check_unfinished(run: Run, config: TrainConfig, epochs: int | None) -> None:
     """Return if there is training to go on with."""
-    if not run.finished:
-        return
-    done = run.result().epochs
-    if done < config.epochs:
-        raise NotFoundError(
-            f"run {run.name} stopped early, after {done} of {config.epochs} epochs; train a new "
-            "one with more early_stopping.patience, or with early_stopping=none"
-        )
-    if (epochs or 0) <= done:
-        raise NotFoundError(
-            f"run {run.name} has finished its {done} epochs; ask for more with --epochs"
-        )
+    if run.finished:
+        # What is finished may be less than the configuration has: it was prolonged, and cut off.
+        result = run.result()
+        if result.starts and result.steps < result.starts[-1].total_steps:
+            raise NotFoundError(
+                f"run {run.name} stopped early, after {result.epochs} of {config.epochs} epochs; "
+                "train a new one with more early_stopping.patience, or with early_stopping=none"
+            )
+        if (epochs or config.epochs) <= result.epochs:
+            raise NotFoundError(
+                f"run {run.name} has finished its {result.epochs} epochs; ask for more with "
+                "--epochs"
+            )
+    begun = 0 if epochs is None else _epochs_begun(run)
+    if epochs is not None and epochs < begun:
+        raise NotFoundError(f"run {run.name} is in epoch {begun}: --epochs {begun} or more")
+
+
+def _epochs_begun(run: Run) -> int:
+    """Epochs of which the newest checkpoint has seen a step."""
+    checkpoint = latest_checkpoint(run.checkpoints)
+    if checkpoint is None:
+        return 0
+    done = checkpoint.history
+    return len(done) + (checkpoint.step > (done[-1]["step"] if done else 0))
 
 
 def _resume_log(run: Run, config: TrainConfig, tracking: Tracking) -> RunLog:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cluster.errors import ConfigError
 from train.config import HardwareConfig, TrainConfig
+from train.optim.build import has_fused
 
 MemoryFormat = Literal["contiguous", "channels_last"]
 
@@ -50,6 +51,8 @@ def settle(
             )
         if wanted.sync_batchnorm:
             without_effect("sync_batchnorm", False, "it is for GPUs")
+        if not wanted.tf32:
+            without_effect("tf32", True, "it is for GPUs")
         if wanted.compile and not any(map(shutil.which, _COMPILERS)):
             raise ConfigError(
                 f"hardware.compile=true needs a C++ compiler on CPUs: none of "
@@ -60,6 +63,10 @@ def settle(
     for option, off in (("shard_optimizer", False), ("compression", "none")):
         if getattr(wanted, option) != off and world == 1:
             without_effect(option, off, "there is one worker")
+    if not wanted.shared_memory and (device.type != "cpu" or world == 1):
+        without_effect("shared_memory", True, "it is for several workers on CPUs")
+    if not wanted.fused and not has_fused(config.optim):
+        without_effect("fused", True, f"PyTorch has no fused {config.optim.name}")
     if not wanted.winograd and (device.type != "cpu" or wanted.compile):
         without_effect("winograd", True, "it is for CPUs, without hardware.compile")
     if wanted.compile and wanted.activation_checkpointing:
@@ -79,6 +86,15 @@ def settle(
             without_effect("compression", "none", "an exact run exchanges every bit")
         if changes.get("sync_batchnorm", wanted.sync_batchnorm):
             without_effect("sync_batchnorm", False, "an exact run's statistics are by shard")
+        if (cpus := config.resources.cpus_per_worker or 1) > 1 and device.type == "cpu":
+            notes.append(
+                f"resources.cpus_per_worker={cpus} has no effect but to reserve them: an exact run "
+                "computes each shard on one thread"
+            )
+        if device.type != "cpu":
+            notes.append(
+                "exact: the same bits are promised on CPUs only; set resources.device=cpu for them"
+            )
     return wanted.model_copy(update=changes), notes
 
 

@@ -19,7 +19,12 @@ from cluster.dataset import Dataset, ImageSplit
 from cluster.errors import CheckpointError, DivergedError
 from cluster.events import EventSink
 from cluster.store import Folder
-from train.checkpoint import Checkpoint, CheckpointWriter, latest_checkpoint
+from train.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    latest_checkpoint,
+    list_checkpoints,
+)
 from train.comm import Comm, sync_buffers
 from train.config import TrainConfig
 from train.data.loader import Batch, Mix
@@ -95,6 +100,9 @@ class Trainer:
                 if stopping is not None and should_stop(self.state.history, stopping):
                     break
                 self._epoch(writer)
+        except DivergedError as error:
+            writer.close()
+            raise DivergedError(f"{error}; {self._what_is_kept()}") from None
         finally:
             writer.close()
         if writer.failures:
@@ -110,14 +118,15 @@ class Trainer:
 
     def _begin(self) -> None:
         """Go on from the checkpoint that worker 0 finds, so that all begin at the same step."""
-        found = latest_checkpoint(self._folder) if self.comm.rank == 0 else None
-        checkpoint: Checkpoint | None = self.comm.gather(found)[0]
+        checkpoint = self.comm.gather(self._find_checkpoint())[0]
+        if isinstance(checkpoint, CheckpointError):
+            raise checkpoint
         if checkpoint is not None:
             self.state.restore(checkpoint)
         elif self.config.pretrained is not None:
             raise CheckpointError("the first weights of this run are gone; begin a new run")
         prepare_memory(self._setup, self.comm)
-        apply_freeze(self.net, self.config.freeze, self.state.step // self.steps_per_epoch)
+        self._prepare_layers(self.state.step // self.steps_per_epoch)
         self._gradients = choose_gradients(self._setup, self.comm)
         workers = self.comm.gather({"host": socket.gethostname(), "pid": os.getpid()})
         for note in self._setup.notes:
@@ -133,7 +142,7 @@ class Trainer:
         # the weights, and with them the validation metrics, are those of the whole epoch.
         began = time.monotonic()
         epoch, first = divmod(self.state.step, self.steps_per_epoch)
-        if apply_freeze(self.net, self.config.freeze, epoch):
+        if self._prepare_layers(epoch):
             self._gradients.rewrap()
         meter = self._train(epoch, first, writer)
         self._check_finite(meter.grad_norm, self.state.step)
@@ -168,12 +177,26 @@ class Trainer:
         self._save(writer)
         self._emit("epoch", **entry)
 
+    def _find_checkpoint(self) -> Checkpoint | CheckpointError | None:
+        """Worker 0's, which the others are told of."""
+        if self.comm.rank != 0:
+            return None
+        try:
+            return latest_checkpoint(self._folder)
+        except CheckpointError as error:
+            return error
+
+    def _prepare_layers(self, epoch: int) -> bool:
+        """Freeze what an epoch does not train, all else ready to learn; whether that changed."""
+        changed = apply_freeze(self.net, self.config.freeze, epoch)
+        self.state.classifier.train()
+        frozen_eval(self.net)
+        return changed
+
     def _train(self, epoch: int, first: int, writer: CheckpointWriter) -> Meter:
         """The steps of an epoch from ``first`` on."""
         meter = Meter(self.device, skipping=self.state.scaler is not None)
         saved_at = told_at = time.monotonic()
-        self.state.classifier.train()
-        frozen_eval(self.net)
         batches = self._setup.loader.epoch(epoch, first)
         for _ in range(first, self.steps_per_epoch):
             own = itertools.islice(batches, len(self._setup.parts))
@@ -246,8 +269,17 @@ class Trainer:
         raise DivergedError(
             f"the loss is not finite {when} step {step} (epoch "
             f"{(step - 1) // self.steps_per_epoch + 1}); optim.lr={self.config.optim.lr:g} may be "
-            "too high; the last good checkpoint is kept"
+            "too high"
         )
+
+    def _what_is_kept(self) -> str:
+        """Where a run that diverged can be gone on from, for the message; asked of worker 0."""
+        names = list_checkpoints(self._folder) if self.comm.rank == 0 else []
+        newest: list[str] = self.comm.gather(names[-1:])[0]
+        if not newest:
+            return "no checkpoint was written before"
+        file = f"{self._folder.address}/{newest[0]}"
+        return f"the last good checkpoint can be begun with: --pretrained {file}"
 
     def _lr(self, step: int) -> float:
         multiple = lr_multiple(self.config.schedule, step, self.clock, self.state.history)

@@ -131,8 +131,10 @@ def _airbench(
     But for its batches, which are of 2,000 images: a quarter as wide and trained for four epochs,
     the network learned more from four times as many steps of half the rate, and a CPU is nearly as
     fast with them. Its other rates are for a sum over a batch and logits over 256; these are the
-    same steps for a mean, and logits over 9. A batch is computed in parts of 125 images, which
-    batch normalisation is by, so the number of workers does not matter to it.
+    same for a mean, and logits over 9. Its decay goes into the momentum, by which biases and the
+    last layer are decayed 1 / (1 - 0.85) times as much; here it is beside the step. A batch is
+    computed in parts of 125 images, which batch normalisation is by, so the number of workers does
+    not matter to it.
     """
     return TrainConfig(
         recipe=recipe,

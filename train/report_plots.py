@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from train.config import TrainConfig
+from train.config import CrossEntropyConfig, TrainConfig
 from train.metrics import Evaluation
 from train.schedules import Clock, lr_multiple
 
@@ -73,7 +73,7 @@ def draw_curves(history: History, config: TrainConfig, best_epoch: int | None) -
     if not history:
         return []
     charts = [
-        _draw_splits(history, "loss", "Loss, nats", 1.0, best_epoch),
+        _draw_splits(history, "loss", _loss_title(config), 1.0, best_epoch),
         _draw_splits(history, "accuracy", "Accuracy, %", 100.0, best_epoch),
         _draw_rate(history, config),
     ]
@@ -81,6 +81,16 @@ def draw_curves(history: History, config: TrainConfig, best_epoch: int | None) -
         charts.append(_draw_one(history, "grad_norm", "Gradient norm"))
     charts.append(_draw_one(history, "images_per_s", "Images per second", from_zero=True))
     return charts
+
+
+def _loss_title(config: TrainConfig) -> str:
+    """Of training it is what is minimised, of validation always plain cross-entropy."""
+    mixed = config.augment.mixup or config.augment.cutmix
+    if config.loss == CrossEntropyConfig() and not mixed:
+        return "Loss, nats"
+    kind = config.loss.name.replace("_", "-")
+    how = " of mixed labels" if mixed else ""
+    return f"Loss: training {kind} as minimised{how}, validation plain cross-entropy"
 
 
 def draw_calibration(evaluation: Evaluation) -> Chart:

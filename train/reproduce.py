@@ -5,7 +5,7 @@ other run gives them for the same number of workers and threads.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 
 from cluster.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle, find_bundle
 from cluster.dataset import Dataset
-from cluster.errors import BundleError, NotFoundError, RaybridgeError, UserError
+from cluster.errors import BundleError, ConfigError, NotFoundError, RaybridgeError, UserError
 from cluster.store import Store
 from cluster.tracking import Tracking
 from train.config import IMPORT_RECIPE, TrainConfig
@@ -64,7 +64,12 @@ class Original:
         return found
 
 
-def find_original(target: str, store: Store, tracking: Tracking) -> Original:
+def find_original(
+    target: str,
+    store: Store,
+    tracking: Tracking,
+    resources: Mapping[str, object] | None = None,
+) -> Original:
     """Find the run that a name stands for.
 
     Args:
@@ -72,8 +77,10 @@ def find_original(target: str, store: Store, tracking: Tracking) -> Original:
             are enough; or ``registry:MODEL``, with ``@VERSION`` or ``@ALIAS``.
         store: where runs, bundles and data sets live.
         tracking: where the registry is.
+        resources: fields that replace the run's, such as the number of workers.
 
     Raises:
+        ConfigError: the run is not exact, and ``resources`` are given.
         NotFoundError: there is no such thing, or its run or data set is gone, or is not finished.
         DataError: the data set has other content now.
         BundleError: the bundle is damaged, or of another run of the same name.
@@ -83,8 +90,14 @@ def find_original(target: str, store: Store, tracking: Tracking) -> Original:
     config = run.config()
     if config.recipe == IMPORT_RECIPE:
         raise _imported(f"run {run.name}")
+    if resources and config.exact is None:
+        raise ConfigError(
+            f"--workers: run {run.name} is not exact, and has its weights from as many workers as "
+            "it had"
+        )
     result = run.result()
-    return Original(run, run.info(), result, _again(config, result), run.dataset(store))
+    again = _again(config, result).with_changes({"resources": resources or {}}, "reproduce")
+    return Original(run, run.info(), result, again, run.dataset(store))
 
 
 def differences(before: RunInfo, now: RunInfo) -> list[str]:

@@ -90,7 +90,9 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
     own = range(comm.rank, shares, comm.world)
     parts = [share + shares * index for share in own for index in range(each)]
     model: Any = torch.compile(classifier) if hardware.compile else classifier
-    counts = np.bincount(train.labels, minlength=len(dataset.meta.class_names)).tolist()
+    counts = np.bincount(train.labels, minlength=len(dataset.meta.class_names))
+    if config.sampling == "balanced":
+        counts = np.minimum(counts, 1)  # Each class that there is comes equally often.
     return Setup(
         config=config,
         state=TrainingState(
@@ -109,7 +111,7 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
         parts=parts,
         num_parts=shares * each,
         shares=shares,
-        loss=build_loss(config.loss, counts),
+        loss=build_loss(config.loss, counts.tolist()),
         model=model,
         autocast=_autocast(config, device),
         sharded=sharded,

@@ -149,7 +149,9 @@ def _machine() -> str:
         return ""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/net').readlink()} {FOLDER.stat().st_dev}"
+        # Processes of another PID namespace could not be seen to live.
+        spaces = " ".join(str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("net", "pid"))
+        return f"{boot} {spaces} {FOLDER.stat().st_dev}"
     except OSError:
         return ""
 

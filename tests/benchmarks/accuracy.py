@@ -58,7 +58,9 @@ def main() -> None:
             "images/s": spread(figures["images_per_s"], ",.0f"),
         },
         notes=[
-            "Mean, standard deviation, and lowest to highest, where there is more than one run."
+            "Mean, standard deviation, and lowest to highest, where there is more than one run.",
+            "Commits: "
+            + ", ".join(f"seed {run['seed']} {str(run['commit'])[:12]}" for run in runs),
         ],
         command=f"python tests/benchmarks/accuracy.py {given.recipe}{options} --seed {given.seed}",
         details={"runs": runs},

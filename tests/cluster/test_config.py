@@ -22,12 +22,25 @@ class Adam(Frozen):
     betas: tuple[float, float] = (0.9, 0.999)
 
 
+class Ema(Frozen):
+    decay: float = Field(default=0.99, lt=1)
+
+
+class Scale(Frozen):
+    mean: float
+    std: float = 1.0
+
+
 class Job(Frozen):
     data: str
     epochs: int = Field(default=5, ge=1)
     optim: Annotated[Sgd | Adam, Field(discriminator="name")] = Sgd()
     width: Literal[32, 64] = 32
     target: float | None = 0.9
+    ema: Ema | None = None
+    stages: tuple[Ema, ...] = ()
+    flip: bool | Literal["alternating"] = False
+    normalize: Literal["dataset", "none"] | Scale = "dataset"
 
 
 JOB = Job(data="digits")
@@ -68,6 +81,26 @@ def test_values_are_read_as_toml_or_as_text(pair: str, nested: dict[str, object]
     assert parse_overrides([pair]) == nested
 
 
+def test_none_is_no_value_or_the_choice_of_that_name(tmp_path: Path) -> None:
+    on = changed("ema.decay=0.5")
+    for off in (parse_overrides(["ema=none", "target=none", "normalize=none"]), read(tmp_path)):
+        job = on.with_changes(off, "test")
+        assert (job.ema, job.target, job.normalize) == (None, None, "none")
+
+
+def read(folder: Path) -> dict[str, object]:
+    """What TOML, which has no null, gives for the same."""
+    file = folder / "job.toml"
+    file.write_text('ema = "none"\ntarget = "none"\nnormalize = "none"\n')
+    return read_config_file(file)
+
+
+def test_a_part_is_turned_on_and_off_by_a_word() -> None:
+    assert changed("ema=true").ema == Ema()
+    assert changed("ema.decay=0.5").with_changes({"ema": False}, "test").ema is None
+    assert changed("flip=true").flip is True
+
+
 def test_later_overrides_win() -> None:
     assert parse_overrides(["a=1", "a=2"]) == {"a": 2}
 
@@ -89,14 +122,26 @@ def test_a_pair_that_cannot_be_read(pairs: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("pair", "parts"),
     [
-        ("epoch=3", ["no field epoch", "did you mean epochs?", "allowed: data, epochs, optim"]),
-        ("zzz=3", ["no field zzz", "allowed: data, epochs"]),
+        ("epoch=3", ["no field epoch", "did you mean epochs?", "allowed: data, ema, epochs"]),
+        ("zzz=3", ["no field zzz", "allowed: data, ema"]),
         ("optim.lrs=3", ["no field optim.lrs", "did you mean lr?", "momentum"]),
         ("epochs=0", ["epochs=0", "greater than or equal to 1"]),
         ("epochs=many", ["epochs='many'", "valid integer"]),
         ("optim.lr=-1", ["--set: optim.lr=-1", "greater than 0"]),
         ("width=48", ["width=48", "32 or 64"]),
-        ("optim.name=lion", ["optim", "lion", "'sgd', 'adam'"]),
+        ("optim.name=lion", ["optim.name='lion': input should be one of 'sgd', 'adam'"]),
+        ("ema=0.9", ["ema=0.9: input should be a table of decay"]),
+        ("ema.rate=1", ["no field ema.rate; allowed: decay"]),
+        ("stages=[{decay=2}]", ["stages.0.decay=2: input should be less than 1"]),
+        ("stages=[{decal=1}]", ["no field stages.0.decal; did you mean decay? allowed: decay"]),
+        ("flip=random", ["flip='random': input should be a valid boolean or 'alternating'"]),
+        ("normalize=full", ["normalize='full': input should be 'dataset' or 'none' or a table of"]),
+        ("normalize.std=2", ["normalize.mean is required"]),
+        ('normalize={mean=0, std="a"}', ["normalize.std='a': input should be a valid number"]),
+        (
+            'optim={name="adam", betas=[1, "x"]}',
+            ["optim.betas.1='x': input should be a valid number"],
+        ),
     ],
 )
 def test_a_wrong_field_or_value_is_named(pair: str, parts: list[str]) -> None:

@@ -111,9 +111,10 @@ def test_a_loss_that_is_not_finite_ends_both_workers_with_one_line(
     (line,) = errors(done)
     assert done.exit_code == 2
     assert "the loss is not finite in step 2" in line
-    assert "(epoch 2); optim.lr=1e+12 may be too high; the last good checkpoint is kept" in line
     run = find_run(Store(ray_session.store), "diverged")
     (name,) = list_checkpoints(run.checkpoints)
+    assert "(epoch 2); optim.lr=1e+12 may be too high; the last good checkpoint can be" in line
+    assert line.endswith(f"begun with: --pretrained {run.checkpoints.path / name}")
     kept = load_checkpoint(run.checkpoints.pull(name))
     assert kept.step == 1259 // 64
     assert all(np.isfinite(tensor.numpy()).all() for tensor in kept.model.values())

@@ -1,5 +1,6 @@
 """What is found out about a run before a cluster is asked for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ from cluster.errors import (
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
+from train.checkpoint import save_checkpoint
 from train.config import NetConfig
 from train.fit import conclude, flatten, resume
+from train.models.classifier import build_classifier
 from train.models.net import Net
 from train.preparing import prepare
 from train.recipes import get_recipe
-from train.runs import create_run, find_run, list_runs
+from train.runs import Start, create_run, find_run, list_runs
+from train.state import first_checkpoint
 from train.weights import save_state_dict
 
 
@@ -126,10 +130,45 @@ def test_a_run_that_is_done_is_not_resumed(
     message: str,
 ) -> None:
     config = get_recipe("digits").with_changes({"epochs": 8}, "test")
-    run = finish_run(store, config, digits_dataset, "one", history=make_history(done))
+    starts = (Start(step=0, workers=1, total_steps=160),)
+    history = make_history(done)
+    run = finish_run(store, config, digits_dataset, "one", history=history, starts=starts)
     tracking = Tracking(settings)
     with pytest.raises(NotFoundError, match=message):
         resume(run, store, tracking, None, epochs=epochs)  # type: ignore[arg-type]
+
+
+def test_a_run_that_was_prolonged_and_cut_off_can_be_gone_on_with(
+    store: Store, settings: Settings, digits_dataset: Dataset
+) -> None:
+    class Reached(Exception):
+        """The training would begin."""
+
+    class Cluster:
+        def free(self) -> None:
+            raise Reached
+
+    store.datasets.mkdir(parents=True)
+    (store.datasets / "digits").symlink_to(digits_dataset.path.parent)
+    short = get_recipe("digits").with_changes({"epochs": 8}, "test")
+    starts = (Start(step=0, workers=1, total_steps=160),)
+    run = finish_run(store, short, digits_dataset, "one", starts=starts)
+    run.write_config(short.with_changes({"epochs": 20}, "test"))  # As `resume --epochs 20` does.
+    for epochs in (None, 20):
+        with pytest.raises(Reached):
+            resume(run, store, Tracking(settings), Cluster(), epochs=epochs)  # type: ignore[arg-type]
+
+
+def test_a_run_is_not_resumed_to_an_epoch_that_is_over(
+    store: Store, settings: Settings, digits_dataset: Dataset
+) -> None:
+    config = get_recipe("digits").with_changes({"epochs": 8}, "test")
+    run = create_run(store, config, digits_dataset, "cut")
+    first = first_checkpoint(config, build_classifier(config, digits_dataset.meta))
+    history = list(make_history(3, steps_per_epoch=19))
+    save_checkpoint(run.checkpoints, replace(first, step=3 * 19 + 1, history=history), keep=1)
+    with pytest.raises(NotFoundError, match="run cut is in epoch 4: --epochs 4 or more"):
+        resume(run, store, Tracking(settings), None, epochs=3)  # type: ignore[arg-type]
 
 
 def test_a_run_is_made_once_and_found_by_name(store: Store, digits_dataset: Dataset) -> None:

@@ -40,6 +40,11 @@ def train(config: TrainConfig, dataset: Dataset, folder: Path, device: torch.dev
         ("sync_batchnorm", True, False, "sync_batchnorm=true has no effect: it is for GPUs"),
         ("shard_optimizer", True, False, "shard_optimizer=true has no effect: there is one worker"),
         ("compression", "bf16", "none", "compression=bf16 has no effect: there is one worker"),
+        ("tf32", False, True, "tf32=false has no effect: it is for GPUs"),
+        (
+            *("shared_memory", False, True),
+            "shared_memory=false has no effect: it is for several workers on CPUs",
+        ),
     ],
 )
 def test_an_option_without_effect_is_said_and_left_out(
@@ -48,6 +53,23 @@ def test_an_option_without_effect_is_said_and_left_out(
     hardware, notes = settle(short(hardware={option: value}), CPU, world=1)
     assert getattr(hardware, option) == effective
     assert notes == [f"hardware.{note}"]
+
+
+def test_an_optimizer_without_a_fused_step_is_said() -> None:
+    config = short(optim={"name": "muon"}, hardware={"fused": False})
+    assert settle(config, CPU, world=2)[1] == [
+        "hardware.fused=false has no effect: PyTorch has no fused muon"
+    ]
+    assert settle(short(hardware={"fused": False}), CPU, world=2)[1] == []
+
+
+def test_what_an_exact_run_does_not_do_is_said() -> None:
+    wide = short(exact={}, resources={"cpus_per_worker": 3})
+    (threads,) = settle(wide, CPU, world=1)[1]
+    assert threads.startswith("resources.cpus_per_worker=3 has no effect but to reserve them")
+    (bits,) = settle(short(exact={}), CUDA, world=1)[1]
+    assert bits.startswith("exact: the same bits are promised on CPUs only")
+    assert settle(short(exact={}), CPU, world=1)[1] == []
 
 
 def test_winograd_is_for_cpus() -> None:
@@ -79,7 +101,18 @@ def test_compile_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch)
         settle(short(hardware={"compile": True}), CPU, world=1)
 
 
-def test_the_memory_format_is_chosen_once_and_kept(digits_dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("winograd", [True, False])
+def test_winograd_is_used_if_it_is_asked_for(
+    digits_dataset: Dataset, tmp_path: Path, winograd: bool
+) -> None:
+    wide = short(model={"name": "resnet", "width": 32}, hardware={"winograd": winograd})
+    trainer = Trainer(wide, digits_dataset, Alone(), CPU, Folder(tmp_path), NullSink())
+    assert any("forward" in vars(layer) for layer in trainer.net.modules()) == winograd
+
+
+def test_the_memory_format_is_chosen_once_and_kept(
+    digits_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = short(
         model={"name": "resnet"},
         hardware={"memory_format": "auto"},
@@ -88,6 +121,8 @@ def test_the_memory_format_is_chosen_once_and_kept(digits_dataset: Dataset, tmp_
     trainer = train(config, digits_dataset, tmp_path, CPU)
     chosen = trainer.state.memory_format
     assert chosen in ("contiguous", "channels_last")
+    other = {"contiguous": "channels_last", "channels_last": "contiguous"}[chosen]
+    monkeypatch.setattr("train.setup.faster_memory_format", lambda *_: other)
     again = train(config.with_changes({"epochs": 2}, "test"), digits_dataset, tmp_path, CPU)
     assert again.state.memory_format == chosen
 
@@ -118,7 +153,6 @@ def test_both_memory_formats_compute_the_same(digits_dataset: Dataset) -> None:
         {"memory_format": "channels_last"},
         {"fused": False},
         {"activation_checkpointing": True},
-        {"winograd": False},
         {"precision": "bf16"},
     ],
 )

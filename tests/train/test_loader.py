@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -242,6 +243,19 @@ def test_a_balanced_epoch(photos: Dataset) -> None:
     loader = TrainLoader(uneven, 30, config, sampling="balanced", seed=0)
     (batch,) = loader.epoch(0)
     assert torch.bincount(batch.labels).tolist() == [15, 15]
+
+
+@pytest.mark.parametrize("changes", [{"translate": 4}, {"random_resized_crop": 0.3}, {"mixup": 1}])
+def test_a_row_that_comes_again_is_augmented_otherwise(changes: dict[str, Any]) -> None:
+    # One image of the second class, which comes 32 times.
+    rng = np.random.default_rng(0)
+    uneven = Split(rng.integers(0, 256, (64, 1, 9, 9), np.uint8), np.arange(64) // 63)
+    loader = TrainLoader(uneven, 64, AugmentConfig(**changes), sampling="balanced", seed=0)
+    (batch,) = loader.epoch(0)
+    repeats = batch.images[batch.labels == 1]
+    assert len(repeats) == 32
+    # Half of its partners are itself, with which it is what it was.
+    assert len(repeats.unique(dim=0)) > 8
 
 
 @pytest.mark.parametrize("world", [1, 3])

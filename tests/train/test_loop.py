@@ -117,9 +117,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     digits_dataset: Dataset, tmp_path: Path
 ) -> None:
     wild = short(optim={"name": "sgd", "lr": 1e9}, schedule={"name": "constant", "warmup": 0.0})
-    with pytest.raises(DivergedError, match=r"not finite in step \d \(epoch 1\); optim.lr=1e\+09"):
+    with pytest.raises(
+        DivergedError,
+        match=r"not finite in step \d \(epoch 1\); optim.lr=1e\+09 may be too high; no checkpoint "
+        "was written before",
+    ):
         train(wild, digits_dataset, Folder(tmp_path))
     assert list_checkpoints(Folder(tmp_path)) == []
+    saving = wild.with_changes({"checkpoint": {"every_steps": 1}}, "test")
+    with pytest.raises(DivergedError) as stopped:
+        train(saving, digits_dataset, Folder(tmp_path))
+    newest = list_checkpoints(Folder(tmp_path))[-1]
+    assert str(stopped.value).endswith(f"can be begun with: --pretrained {tmp_path / newest}")
 
 
 def test_a_checkpoint_of_another_model_is_refused(digits_dataset: Dataset, tmp_path: Path) -> None:
@@ -151,6 +160,24 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert found is not None
     assert found.step == 1
     assert "going back to the one before" in caplog.text
+
+
+def test_checkpoints_of_which_none_can_be_read_are_not_passed_over(
+    digits_dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = Folder(tmp_path)
+    save_checkpoint(folder, checkpoint(40), keep=1)
+    (tmp_path / "step-00000040.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="no checkpoint of this run can be read; the oldest"):
+        train(short(epochs=1), digits_dataset, folder)
+
+
+def test_one_that_was_passed_over_does_not_push_out_new_ones(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for step in (1, 8, 9):
+        save_checkpoint(folder, checkpoint(step), keep=9)
+    save_checkpoint(folder, checkpoint(2), keep=2)
+    assert list_checkpoints(folder) == ["step-00000001.pt", "step-00000002.pt"]
 
 
 def test_the_writer_writes_the_newest_and_counts_failures(tmp_path: Path) -> None:

@@ -103,6 +103,19 @@ def test_what_an_older_run_did_not_record_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"loss": {"label_smoothing": 0}}, "Loss, nats"),
+        ({"loss": {"name": "mse"}}, "Loss: training mse as minimised, validation plain cross-"),
+        ({"loss": {"label_smoothing": 0.1}}, "Loss: training cross-entropy as minimised, valid"),
+        ({"augment": {"mixup": 1}}, "as minimised of mixed labels, validation plain cross-"),
+    ],
+)
+def test_losses_of_two_kinds_are_called_so(changes: dict[str, object], title: str) -> None:
+    assert title in draw_curves(make_history(2), config(**changes), None)[0].title
+
+
+@pytest.mark.parametrize(
     "optim", [{"name": "gd"}, {"name": "muon"}], ids=["one step an epoch", "muon"]
 )
 def test_curves_are_drawn_for_every_length_of_an_epoch(optim: dict[str, object]) -> None:

@@ -8,7 +8,7 @@ from finished import finish_run, make_result
 
 from cluster.bundle import SourceFile
 from cluster.dataset import Dataset
-from cluster.errors import BundleError, DataError, NotFoundError, UserError
+from cluster.errors import BundleError, ConfigError, DataError, NotFoundError, UserError
 from cluster.settings import Settings
 from cluster.store import Store
 from cluster.tracking import Tracking
@@ -167,6 +167,11 @@ def test_it_is_trained_by_the_workers_that_it_had(
     finish_run(store, exact, digits, "second", workers=2, threads=1)
     again = find_original("second", store, tracking).config
     assert again == exact.with_changes({"resources": {"device": "cpu"}}, "test")
+    two = {"workers": 2, "min_workers": None}
+    again = find_original("second", store, tracking, two).config
+    assert (again.resources.workers, again.resources.min_workers) == (2, None)
+    with pytest.raises(ConfigError, match="--workers: run first is not exact, and has its weights"):
+        find_original("first", store, tracking, two)
 
 
 def test_every_difference_is_a_line() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from train.config import Sampling
-from train.data.sampling import epoch_order
+from train.data.sampling import epoch_order, tell_apart
 
 UNBALANCED = np.repeat(np.array([3, 0, 7], np.int64), [900, 90, 11])
 
@@ -42,6 +42,13 @@ def test_balanced_takes_every_class_alike_and_its_rows_in_turn() -> None:
     # Mixed: no class is much more frequent in one half than in the other.
     half = np.bincount(UNBALANCED[order[:500]], minlength=8)[[3, 0, 7]]
     assert np.abs(half - 500 / 3).max() < 50
+
+
+def test_a_row_that_comes_again_is_another_sample() -> None:
+    order = np.array([2, 0, 2, 2, 1, 0], np.int64)
+    assert tell_apart(order).tolist() == [2, 0, 8, 14, 1, 6]
+    shuffled = epoch_order(UNBALANCED, "shuffle", seed=0, epoch=0)
+    assert np.array_equal(tell_apart(shuffled), shuffled)
 
 
 def test_epochs_show_all_of_a_large_class_in_the_end() -> None:

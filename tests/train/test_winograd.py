@@ -133,9 +133,18 @@ def test_only_training_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls_of(net.double(), x.double(), monkeypatch) == 0
 
 
+class Standardized(nn.Conv2d):
+    """As in timm's ResNetV2: it convolves with another weight than its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
 @pytest.mark.parametrize(
     "conv",
     [
+        Standardized(96, 96, 3, padding=1),
         nn.Conv2d(96, 96, 3, padding=1, stride=2),
         nn.Conv2d(96, 96, 3, padding=2),
         nn.Conv2d(96, 96, 3, padding=(0, 1)),

@@ -55,6 +55,14 @@ CONFIG = {
     ),
     "more at least than at most": ("--workers 3:2", "--workers 3:2: expected a number such as 2"),
     "no number of workers": ("--workers x", "--workers x: expected a number such as 2, or MIN:MAX"),
+    "classes balanced twice": (
+        "--set sampling=balanced --set loss.class_weights=balanced",
+        "sampling=balanced and loss.class_weights=balanced would count small classes twice over",
+    ),
+    "a layer that would be trained after the end": (
+        "--set freeze=[{layers='conv1',until=60}]",
+        "freeze.0.until: conv1 would be trained after epoch 60; the training ends after 60",
+    ),
     "gradient descent and sampling": (
         "--set optim.name=gd --set sampling=balanced",
         "optim.name=gd takes every image once a step; sampling must be shuffle",

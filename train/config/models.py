@@ -55,7 +55,7 @@ class AirbenchConfig(Frozen):
     scale: float = Field(default=1 / 9, gt=0)
     """What the logits are multiplied with. The last layer's first weights are in inverse
     proportion, so that this decides how far a step moves the logits: 1/9 is for SGD as in
-    airbench94, 1/256 for the rates of Muon as in airbench94_muon."""
+    airbench94 and for the recipes, 1/256 for the rates that airbench94_muon has for Muon."""
     whiten_epochs: int = Field(default=3, ge=0)
     """Epochs in which the first layer's bias is trained; its weights never are."""
     dropout: Dropout = 0.0

@@ -125,9 +125,10 @@ class TrainConfig(Frozen):
         schedule, epochs = self.schedule, self.epochs
         if epochs == 0:
             return self
-        if schedule.unit == "epoch" and schedule.warmup and round(schedule.warmup * epochs) == 0:
+        length = getattr(schedule, "epochs", None) or epochs
+        if schedule.unit == "epoch" and schedule.warmup and round(schedule.warmup * length) == 0:
             raise ValueError(
-                f"schedule.warmup {schedule.warmup:g} of {epochs} epochs is less than half an "
+                f"schedule.warmup {schedule.warmup:g} of {length} epochs is less than half an "
                 "epoch; set schedule.unit=step"
             )
         if isinstance(schedule, CosineConfig | OneCycleConfig | LinearConfig):
@@ -143,6 +144,26 @@ class TrainConfig(Frozen):
                 raise ValueError(
                     f"schedule.{name}: the rate would fall after epoch {last}; the training ends "
                     f"after {epochs}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_balanced_once(self) -> Self:
+        if self.sampling == "balanced" and self.loss.class_weights == "balanced":
+            raise ValueError(
+                "sampling=balanced and loss.class_weights=balanced would count small classes twice "
+                "over; choose one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_layers_are_trained_in_time(self) -> Self:
+        for index, rule in enumerate(self.freeze):
+            if rule.until is not None and self.epochs and rule.until >= self.epochs:
+                raise ValueError(
+                    f"freeze.{index}.until: {rule.layers} would be trained after epoch "
+                    f"{rule.until}; the training ends after {self.epochs} (without until, a layer "
+                    "is never trained)"
                 )
         return self
 

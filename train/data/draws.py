@@ -38,7 +38,8 @@ class Draws:
     Args:
         seed: of the run.
         epoch: from 0.
-        samples: int64 ``[n]``, rows of the training split.
+        samples: int64 ``[n]``, rows of the training split; see :func:`tell_apart` for those that
+            come again within an epoch.
     """
 
     def __init__(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> None:

@@ -20,7 +20,7 @@ from train.data.crops import random_crops
 from train.data.draws import Draws
 from train.data.geometry import Pixels
 from train.data.mixing import Mix, Partners
-from train.data.sampling import epoch_order
+from train.data.sampling import epoch_order, tell_apart
 
 __all__ = ["Batch", "Mix", "TrainLoader", "eval_batches"]
 
@@ -53,7 +53,8 @@ class TrainLoader:
     rows ``[s * batch_size, (s + 1) * batch_size)``, of which part ``v`` takes every
     ``num_parts``-th, from the ``v``-th on. Nothing else decides a batch, whoever computes its parts
     and whichever thread decodes it, so training can begin again at any step. The rows that do not
-    fill a last batch wait for the next epoch's order.
+    fill a last batch wait for the next epoch's order. A row that comes again within an epoch is
+    another sample, and is augmented otherwise.
 
     Args:
         split: the training split.
@@ -109,47 +110,49 @@ class TrainLoader:
             DataError: an image is damaged; the message names its file and row.
         """
         order = epoch_order(self._split.labels, self._sampling, seed=self._seed, epoch=epoch)
+        if self._sampling == "balanced":
+            order = tell_apart(order)
         steps = range(first_step, self.steps_per_epoch)
         wanted = (
-            self._with_partners(self._rows(order, step, parts), epoch)
+            self._with_partners(self._samples(order, step, parts), epoch)
             for step in steps
             for parts in self._together
         )
         scale = self._config.random_resized_crop
 
-        def crops(rows: Indices) -> list[Crop]:
+        def crops(samples: Indices) -> list[Crop]:
             assert scale is not None
-            return random_crops(scale, Draws(self._seed, epoch, rows))
+            return random_crops(scale, Draws(self._seed, epoch, samples))
 
         chooser = None if scale is None else crops
         read = _read(self._split, wanted, self._threads, chooser)
-        for parts, (rows, images) in zip(itertools.cycle(self._together), read, strict=False):
-            batch = self._batch(rows, images, epoch)
+        for parts, (samples, images) in zip(itertools.cycle(self._together), read, strict=False):
+            batch = self._batch(samples, images, epoch)
             start = 0
             for part in parts:
                 stop = start + len(range(part, self._batch_size, self._num_parts))
                 yield _cut(batch, start, stop)
                 start = stop
 
-    def _rows(self, order: Indices, step: int, parts: Sequence[int]) -> Indices:
-        """A step's rows, one part after the other."""
-        rows = order[step * self._batch_size : (step + 1) * self._batch_size]
-        return np.concatenate([rows[part :: self._num_parts] for part in parts])
+    def _samples(self, order: Indices, step: int, parts: Sequence[int]) -> Indices:
+        """A step's samples, one part after the other."""
+        samples = order[step * self._batch_size : (step + 1) * self._batch_size]
+        return np.concatenate([samples[part :: self._num_parts] for part in parts])
 
-    def _with_partners(self, rows: Indices, epoch: int) -> Indices:
+    def _with_partners(self, samples: Indices, epoch: int) -> Indices:
         if self._partners is None:
-            return rows
-        return np.concatenate([rows, self._partners.rows(Draws(self._seed, epoch, rows))])
+            return samples
+        return np.concatenate([samples, self._partners.rows(Draws(self._seed, epoch, samples))])
 
-    def _batch(self, rows: Indices, images: Pixels, epoch: int) -> Batch:
+    def _batch(self, samples: Indices, images: Pixels, epoch: int) -> Batch:
         """Augment what was read; what is mixed was augmented as what it is in this epoch."""
-        images = augment(images, self._config, Draws(self._seed, epoch, rows))
-        labels = torch.from_numpy(self._split.labels[rows])
+        images = augment(images, self._config, Draws(self._seed, epoch, samples))
+        labels = torch.from_numpy(self._split.labels[samples % len(self._split)])
         if self._partners is None:
             return Batch(torch.from_numpy(images), labels)
-        half = len(rows) // 2
+        half = len(samples) // 2
         own = images[:half]
-        share = mix(own, images[half:], self._config, Draws(self._seed, epoch, rows[:half]))
+        share = mix(own, images[half:], self._config, Draws(self._seed, epoch, samples[:half]))
         mixed = Mix(labels[half:], torch.from_numpy(share))
         return Batch(torch.from_numpy(own), labels[:half], mixed)
 
@@ -189,7 +192,7 @@ def _cut(batch: Batch, start: int, stop: int) -> Batch:
 class _Pending:
     """A batch that threads are decoding."""
 
-    rows: Indices
+    samples: Indices
     pieces: list[Future[npt.NDArray[np.uint8]]]
 
     def images(self) -> Pixels:
@@ -203,26 +206,30 @@ def _read(
     threads: int | None,
     crops: Callable[[Indices], list[Crop]] | None = None,
 ) -> Iterator[tuple[Indices, Pixels]]:
-    """Rows and images of each batch, in order; an error comes where its batch would have come."""
+    """Samples and images of each batch, in order; an error comes where its batch would have come.
+
+    A sample is a row of the split, or that plus a multiple of the split's rows.
+    """
     if crops is None and isinstance(split, Split):
         # Copying pixels out of the page cache takes no longer than asking a thread to.
-        for rows in batches:
-            yield rows, split.take(rows)
+        for samples in batches:
+            yield samples, split.take(samples % len(split))
         return
     pool = ThreadPoolExecutor(threads or torch.get_num_threads(), "decode")
     waiting = collections.deque[_Pending]()
     try:
-        for rows in batches:
-            parts = None if crops is None else crops(rows)
+        for samples in batches:
+            parts = None if crops is None else crops(samples)
+            rows = samples % len(split)
             pieces = [
                 pool.submit(split.take, rows[at : at + PIECE], parts and parts[at : at + PIECE])
                 for at in range(0, len(rows), PIECE)
             ]
-            waiting.append(_Pending(rows, pieces))
+            waiting.append(_Pending(samples, pieces))
             if len(waiting) > BATCHES_AHEAD:
                 ready = waiting.popleft()
-                yield ready.rows, ready.images()
+                yield ready.samples, ready.images()
         for ready in waiting:
-            yield ready.rows, ready.images()
+            yield ready.samples, ready.images()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -37,6 +37,24 @@ def epoch_order(
     return rng.permutation(np.concatenate(drawn))
 
 
+def tell_apart(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Number an epoch's samples, so that a row which comes again is another sample.
+
+    Args:
+        order: int64 ``[rows]``, of :func:`epoch_order`.
+
+    Returns:
+        int64 ``[rows]``: row plus ``rows`` times how often it has come before.
+    """
+    by_row = np.argsort(order, kind="stable")
+    rows = order[by_row]
+    place = np.arange(len(order))
+    first = np.maximum.accumulate(np.where(np.diff(rows, prepend=-1) != 0, place, 0))
+    samples = order.copy()
+    samples[by_row] += (place - first) * len(order)
+    return samples
+
+
 def _cycle(
     rng: np.random.Generator, rows: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.int64]:

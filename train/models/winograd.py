@@ -64,6 +64,7 @@ def use_winograd(net: nn.Module) -> int:
         module
         for module in net.modules()
         if isinstance(module, nn.Conv2d)
+        and _is_plain(module)
         and module.kernel_size == (3, 3)
         and module.padding in ((0, 0), (1, 1))
         and module.stride == module.dilation == (1, 1)
@@ -105,6 +106,13 @@ def _forward(conv: Any, x: Tensor) -> Tensor:
         return nn.Conv2d.forward(conv, x)
     y = winograd_conv2d(x, conv.weight, conv.padding[0])
     return y if conv.bias is None else y + conv.bias.view(-1, 1, 1)
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether it convolves with its weight as it is; subclasses may do something to it first."""
+    kind = type(conv)
+    own = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    return own and "forward" not in vars(conv)
 
 
 def _is_faster(conv: Any, x: Tensor) -> bool:
