@@ -113,16 +113,27 @@ def same_environment() -> Iterator[None]:
         os.environ |= saved
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """A fresh store, with MLflow's SQLite inside."""
-    return _settings_at(tmp_path / "store")
+@pytest.fixture(scope="session")
+def empty_tracking(own_machine: Path) -> Path:
+    """MLflow's SQLite without a run: to make its tables takes longer than most tests."""
+    from cluster.tracking import Tracking
+
+    made = _settings_at(own_machine / "empty")
+    assert Tracking(made).runs() == []
+    return made.store / "mlflow.db"
 
 
 @pytest.fixture
-def store(settings: Settings) -> Store:
+def settings(tmp_path: Path, empty_tracking: Path) -> Settings:
+    """A fresh store, and an MLflow of its own."""
+    shutil.copy(empty_tracking, tmp_path / "mlflow.db")
+    return Settings(store=tmp_path / "store", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
     """The store of ``settings``."""
-    return Store(settings.store)
+    return Store(tmp_path / "store")
 
 
 @pytest.fixture(scope="session")

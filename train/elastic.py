@@ -5,13 +5,13 @@ cluster with anything but other training would wait for CPUs that somebody holds
 """
 
 import time
-from typing import Any
 
 from ray._private import state as ray_state
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
     ScalingDecision,
+    ScalingPolicy,
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.config import ScalingConfig
@@ -25,9 +25,8 @@ SETTLE_S = 3.0
 class ElasticTrainer(LeanTrainer):
     """A trainer for a range of workers, by the policy below."""
 
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        arguments["scaling_policy"] = FreeRoomPolicy(self.scaling_config)  # type: ignore[arg-type]
-        return super()._initialize_and_run_controller(**arguments)
+    def _scaling_policy(self) -> ScalingPolicy:
+        return FreeRoomPolicy(self.scaling_config)  # type: ignore[arg-type]
 
 
 class FreeRoomPolicy(ElasticScalingPolicy):
