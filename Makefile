@@ -1,7 +1,7 @@
 # make demo    a few minutes: real data becomes a model that answers HTTP
 # make check   format, lint, types, import rules, fast tests
 # make test    every test
-# make bench   the measurements behind docs/benchmarks
+# make bench   measurements behind docs/benchmarks that need no folder and no hour
 # make clean   remove the environment and what tools left behind
 #
 # Each installs what it needs into .venv. TORCH_INDEX_URL=URL takes PyTorch from another package

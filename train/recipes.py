@@ -94,7 +94,7 @@ def fashion_mnist_best() -> TrainConfig:
 
 
 def cifar10_fast() -> TrainConfig:
-    """The network of airbench, three quarters as wide, on CIFAR-10: few epochs."""
+    """The network of airbench, three quarters as wide, on CIFAR-10: 92 %, see docs/benchmarks."""
     return _airbench(
         "cifar10_fast",
         "cifar10",
@@ -106,7 +106,7 @@ def cifar10_fast() -> TrainConfig:
 
 
 def cifar10_best() -> TrainConfig:
-    """The network of airbench94 on CIFAR-10: more epochs."""
+    """The network of airbench94 on CIFAR-10: 94.4 % with six views, see docs/benchmarks."""
     return _airbench(
         "cifar10_best",
         "cifar10",
