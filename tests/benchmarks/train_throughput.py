@@ -16,7 +16,8 @@ from pathlib import Path
 from fits import WORKERS, fit, ingest, own_store
 from record import ROOT, Series, run_json, write_result
 
-EPOCHS, PEER_EPOCHS, BATCH_SIZE, CHECKPOINT_S = 5, 2, 128, 5
+# Of three epochs the median leaves out the first one, in which memory and caches are cold.
+EPOCHS, PEER_EPOCHS, BATCH_SIZE, CHECKPOINT_S = 5, 3, 128, 5
 TRIAL_STEPS = 60
 PEERS = ROOT / "tests" / "benchmarks" / "peers"
 FORMATS = [("--memory-format", name) for name in ("contiguous_format", "channels_last")]
@@ -67,7 +68,9 @@ def main() -> None:
             f"{PEER_EPOCHS} epochs of each torchrun loop, then {EPOCHS} of `train fit` with "
             "another seed. The median epoch of each, the training steps alone. `train fit` flips "
             "images, sums metrics, reports progress, and saves a checkpoint every "
-            f"{CHECKPOINT_S} seconds meanwhile. The bare loop takes batches of a uint8 tensor by "
+            f"{CHECKPOINT_S} seconds meanwhile. By default it computes wide convolutions by "
+            "Winograd's algorithm and sums gradients in shared memory; the loops use PyTorch's "
+            "convolutions and gloo. The bare loop takes batches of a uint8 tensor by "
             "index and does nothing else. The textbook loop reads PIL images one by one in a "
             "DataLoader, flips and normalises them, as torchvision's tutorials do."
         ),
