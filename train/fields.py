@@ -8,7 +8,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -32,7 +31,7 @@ names and the field, such as `optim.momentum`. Defaults are the fields' own; a r
 
 This page is what `python -m train fields --markdown` prints.
 """  # noqa: E501
-_BOUNDS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
+_BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,9 @@ def _row(name: str, field: FieldInfo) -> Row:
 
 
 def _limit(constraint: object) -> str:
-    for kind, name, sign in _BOUNDS:
-        if isinstance(constraint, kind):
-            return f"{sign} {getattr(constraint, name)}"
+    for name, sign in _BOUNDS:
+        if (bound := getattr(constraint, name, None)) is not None:
+            return f"{sign} {bound}"
     return ""
 
 

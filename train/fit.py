@@ -143,8 +143,7 @@ def _check_unfinished(run: Run, config: TrainConfig, epochs: int | None) -> None
                 f"run {run.name} has finished its {result.epochs} epochs; ask for more with "
                 "--epochs"
             )
-    begun = 0 if epochs is None else _epochs_begun(run)
-    if epochs is not None and epochs < begun:
+    if epochs is not None and epochs < (begun := _epochs_begun(run)):
         raise NotFoundError(f"run {run.name} is in epoch {begun}: --epochs {begun} or more")
 
 
