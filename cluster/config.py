@@ -239,7 +239,9 @@ def _in_words(annotation: Any, value: Any) -> Any:
     literals = {
         word for choice in choices if get_origin(choice) is Literal for word in get_args(choice)
     }
-    if value is None or (isinstance(value, str) and value.lower() in {"none", "null"}):
+    if value is None:
+        return "none" if "none" in literals and NoneType not in choices else None
+    if isinstance(value, str) and value.lower() in {"none", "null"}:
         if "none" in literals:
             return "none"
         return None if NoneType in choices else value

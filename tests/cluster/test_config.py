@@ -88,6 +88,15 @@ def test_none_is_no_value_or_the_choice_of_that_name(tmp_path: Path) -> None:
         assert (job.ema, job.target, job.normalize) == (None, None, "none")
 
 
+def test_no_value_is_not_the_choice_of_that_name() -> None:
+    class Options(Frozen):
+        normalize: Literal["dataset", "none"] | None = "dataset"
+
+    assert Options(normalize=None).normalize is None
+    assert Options(normalize="none").normalize == "none"
+    assert Options.decode({"normalize": None}, "test").normalize is None
+
+
 def read(folder: Path) -> dict[str, object]:
     """What TOML, which has no null, gives for the same."""
     file = folder / "job.toml"

@@ -44,6 +44,8 @@ def test_ingest_list_and_show(tmp_path: Path, env: dict[str, str], run_cli: RunC
     assert ingested.json["dataset"] == "pets@1"
     assert ingested.json["splits"] == {"train": 29, "val": 4, "test": 8}
     assert ingested.json["images"] == 41
+    statistics = {name: ingested.json[name] for name in ("mean", "std")}
+    assert ingested.json["normalization"] == statistics
     assert ingested.json["checks"]["conflicts"] == 2
     assert "warning: 2 images equal to another, of a different class:" in ingested.stderr
     assert "cat/0000.png (cat)" in ingested.stderr
