@@ -1,6 +1,6 @@
 # make demo    a few minutes: real data becomes a model that answers HTTP
 # make check   format, lint, types, import rules, fast tests
-# make test    every test
+# make test    every test, but for the fast ones if they have passed and no file is newer
 # make bench   measurements behind docs/benchmarks that need no folder and no hour
 # make clean   remove the environment and what tools left behind
 #
@@ -17,6 +17,9 @@ TORCH := torch==2.14.1 torchvision==0.29.1
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests without a cluster have no part in one another; those on one share it, and its CPUs.
 PARALLEL := --numprocesses auto --dist loadfile
+FAST := unit and not program and not slow
+FAST_PASSED := $(VENV)/.fast-tests-passed
+FILES = $(shell find * -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*')
 # What demo needs: the development environment serves as well, if there is one.
 RUNTIME = $(if $(wildcard $(DEV)),$(DEV),$(CORE))
 
@@ -34,11 +37,21 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "unit and not program and not slow" $(PARALLEL)
+	$(RUN_FAST)
 
-test: $(DEV)
-	$(BIN)/pytest -m unit $(PARALLEL)
+test: $(FAST_PASSED)
+	$(BIN)/pytest -m "unit and (program or slow)" $(PARALLEL)
 	$(BIN)/pytest -m "not unit"
+
+$(FAST_PASSED): $(DEV) $(FILES)
+	$(RUN_FAST)
+
+# As old as its beginning: what is changed meanwhile was not tested.
+define RUN_FAST
+	@touch $(FAST_PASSED).began
+	$(BIN)/pytest -q -m "$(FAST)" $(PARALLEL)
+	@mv $(FAST_PASSED).began $(FAST_PASSED)
+endef
 
 bench: $(DEV)
 	$(BIN)/python tests/benchmarks/run.py
