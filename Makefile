@@ -15,8 +15,11 @@ CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 TORCH := torch==2.14.1 torchvision==0.29.1
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Tests without a cluster have no part in one another; those on one share it, and its CPUs.
+# Tests without a cluster have no part in one another; those on one share it, and its CPUs. They run
+# in a process of their own, as one that has joined and left dozens of clusters may crash when the
+# interpreter ends, after every test has passed.
 PARALLEL := --numprocesses auto --dist loadfile
+ON_RAY := --numprocesses 1
 FAST := unit and not program and not slow
 FAST_PASSED := $(VENV)/.fast-tests-passed
 FILES = $(shell find * -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*')
@@ -41,7 +44,7 @@ check: $(DEV)
 
 test: $(FAST_PASSED)
 	$(BIN)/pytest -m "unit and (program or slow)" $(PARALLEL)
-	$(BIN)/pytest -m "not unit"
+	$(BIN)/pytest -m "not unit" $(ON_RAY)
 
 $(FAST_PASSED): $(DEV) $(FILES)
 	$(RUN_FAST)
