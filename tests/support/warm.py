@@ -22,7 +22,10 @@ MODULES = ("train", "serve", "cluster")
 # What commands need besides; none of it starts a thread that a fork would lack.
 _IMPORTS = (
     *("ray.train", "ray.serve", "torch", "torchvision", "mlflow", "train.fit", "train.job"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    *("train.commands", "train.data_commands", "train.model_commands", "serve.deployment"),
     *(f"{module}.__main__" for module in MODULES),
+    *(f"{module}.commands" for module in MODULES),
 )
 # Variables that are read when a command runs, not when something is imported.
 _LATE = ("RAYBRIDGE_", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_", "PYTEST_CURRENT_TEST")
