@@ -1,124 +1,107 @@
-"""What checkpoints in the middle of an epoch cost: epochs of one run with and without, in turns.
+"""What checkpoints in the middle of an epoch cost at most: how long each one keeps anybody busy.
 
-    python tests/benchmarks/checkpoint_cost.py [RECIPE] [--pairs 10] [--every-s 5]
+    python tests/benchmarks/checkpoint_cost.py [RECIPE] [--every-s 0.5]
 
-RECIPE, by default `fashion_mnist`, is one for Fashion-MNIST. Two workers of one thread each, in
-processes of this program's own: the loop is the one of `train fit`, without Ray, so that the one
-run can be told when to write. Machines change their speed within minutes, by more than is to be
-measured; epochs beside one another hardly do.
+RECIPE, by default `fashion_mnist`, is one for Fashion-MNIST. One epoch of one worker of one thread,
+in this process: the loop is the one of `train fit`, and worker 0 is the only one that writes.
+Speeds with and without checkpoints differ by far less than the speed of a shared machine from one
+epoch to the next, so the time is counted where it is spent.
 """
 
 import argparse
-import multiprocessing
 import statistics
 import tempfile
-from multiprocessing.queues import SimpleQueue
+import time
 from pathlib import Path
+from unittest import mock
 
 import torch
-import torch.distributed as dist
-from fits import WORKERS, ingest, own_store
-from record import Series, write_result
+from fits import ingest, own_store
+from record import write_facts
 
+import train.checkpoint
 from cluster.dataset import Dataset
 from cluster.events import NullSink
 from cluster.store import Folder
-from train.comm import choose_comm
-from train.config import TrainConfig
+from train.checkpoint import Checkpoint, CheckpointWriter, save_checkpoint
+from train.comm import Alone
+from train.config import CheckpointConfig
 from train.loop import Trainer
 from train.recipes import get_recipe
 
 DEFAULT = "fashion_mnist"
-WARM_UP = 1
-"""Epochs that are left out: threads start, and what Python compiles is compiled."""
+BOUND_PERIOD_S = 5.0
 
 
-class Alternating(Trainer):
-    """Writes checkpoints within the second and third of each four epochs alone."""
+class Timed(Trainer):
+    """Notes how long the training thread is held up by each checkpoint."""
 
-    def _is_due(self, age_s: float) -> bool:
-        return with_checkpoints(self.state.step // self.steps_per_epoch) and super()._is_due(age_s)
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.held_s: list[float] = []
 
-
-def with_checkpoints(epoch: int) -> bool:
-    """Whether an epoch writes them; so that each side comes first as often as the other."""
-    return (epoch - WARM_UP) % 4 in (1, 2)
+    def _save(self, writer: CheckpointWriter) -> None:
+        began = time.monotonic()
+        super()._save(writer)
+        self.held_s.append(time.monotonic() - began)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", default=DEFAULT)
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--every-s", type=float, default=5)
+    parser.add_argument("--every-s", type=float, default=0.5)
     given = parser.parse_args()
-    changes = {"epochs": WARM_UP + 2 * given.pairs, "checkpoint": {"every_s": given.every_s}}
+    changes = {"epochs": 1, "checkpoint": {"every_s": given.every_s}}
     config = get_recipe(given.recipe).with_changes(changes, "the benchmark")
-    with own_store() as environment:
-        speeds = measure(config, ingest(config.data, None, environment))
-    name = f"every {given.every_s:g} s"
-    sides: dict[bool, list[float]] = {False: [], True: []}
-    for epoch, speed in enumerate(speeds[WARM_UP:], start=WARM_UP):
-        sides[with_checkpoints(epoch)].append(speed)
-    costs = [1 - mine / other for mine, other in zip(sides[True], sides[False], strict=True)]
-    low, _, high = statistics.quantiles(costs, n=4)
-    file = write_result(
+    written_s: list[float] = []
+
+    def timed_save(folder: Folder, checkpoint: Checkpoint, keep: int) -> None:
+        began = time.monotonic()
+        save_checkpoint(folder, checkpoint, keep)
+        written_s.append(time.monotonic() - began)
+
+    torch.set_num_threads(1)
+    with own_store() as environment, tempfile.TemporaryDirectory() as folder:
+        data = Dataset.open(ingest(config.data, None, environment))
+        store = Folder(Path(folder))
+        trainer = Timed(config, data, Alone(), torch.device("cpu"), store, NullSink())
+        with mock.patch.object(train.checkpoint, "save_checkpoint", timed_save):
+            trainer.run()
+    each_s = statistics.median(trainer.held_s) + statistics.median(written_s)
+    default_s = CheckpointConfig().every_s
+    assert default_s is not None
+    file = write_facts(
         "checkpoint_cost" if given.recipe == DEFAULT else f"checkpoint_cost_{given.recipe}",
         title="What checkpoints cost",
         what=(
-            f"One run of `{given.recipe}` with two workers, {given.pairs} times two epochs of "
-            "54,000 images: one with a checkpoint at its end alone, the one beside it with "
-            f"further ones {name}. The default is one every 30 seconds."
+            f"One epoch of `{given.recipe}`, one worker of one thread, with a checkpoint every "
+            f"{given.every_s:g} s. The training thread copies the state; another one writes it. "
+            "Training cannot lose more than both together take: the share of an epoch below is "
+            "that bound, as if nothing were trained while a checkpoint is written."
         ),
-        unit="images/s",
+        facts={
+            "checkpoints": str(len(written_s)),
+            "milliseconds of the training thread": milliseconds(trainer.held_s),
+            "milliseconds from first to last byte": milliseconds(written_s),
+            f"share of an epoch at most, every {default_s:g} s (the default)": (
+                f"{each_s / default_s:.2%}"
+            ),
+            f"share of an epoch at most, every {BOUND_PERIOD_S:g} s": (
+                f"{each_s / BOUND_PERIOD_S:.2%}"
+            ),
+        },
+        notes=["Median, and lowest to highest; the shares are of the medians."],
         command=f"python tests/benchmarks/checkpoint_cost.py {given.recipe} "
-        f"--pairs {given.pairs} --every-s {given.every_s:g}",
-        reference=Series("epoch ends alone", tuple(sides[False])),
-        others=[Series(name, tuple(sides[True]))],
-        notes=[
-            f"Share of an epoch that a checkpoint {name} takes: median "
-            f"{statistics.median(costs):+.2%}, quartiles {low:+.2%} and {high:+.2%} of "
-            f"{len(costs)} pairs.",
-        ],
-        details={"share_of_epoch": costs},
+        f"--every-s {given.every_s:g}",
+        details={"held_s": trainer.held_s, "written_s": written_s},
     )
     print(file.read_text("utf-8"))
 
 
-def measure(config: TrainConfig, dataset: Path) -> list[float]:
-    """Images per second of each epoch."""
-    context = multiprocessing.get_context("spawn")
-    answers: SimpleQueue[list[float]] = context.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        workers = [
-            context.Process(target=work, args=(config, dataset, Path(folder), rank, answers))
-            for rank in range(WORKERS)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise SystemExit("a worker has failed; it says above why")
-    return answers.get()
-
-
-def work(
-    config: TrainConfig, dataset: Path, folder: Path, rank: int, answers: "SimpleQueue[list[float]]"
-) -> None:
-    """One worker; the first one answers."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", f"file://{folder / 'rendezvous'}", rank=rank, world_size=WORKERS
-    )
-    checkpoints = Folder(folder / "checkpoints")
-    trainer = Alternating(
-        config, Dataset.open(dataset), choose_comm(), torch.device("cpu"), checkpoints, NullSink()
-    )
-    history = trainer.run().history
-    if rank == 0:
-        answers.put([entry["images_per_s"] for entry in history])
-    dist.barrier()
-    dist.destroy_process_group()
+def milliseconds(seconds: list[float]) -> str:
+    """Median and range."""
+    low, high = min(seconds), max(seconds)
+    return f"{1000 * statistics.median(seconds):.1f} ({1000 * low:.1f} - {1000 * high:.1f})"
 
 
 if __name__ == "__main__":
