@@ -174,13 +174,7 @@ def connect(
     address = find_address()
     if address is None and not may_start:
         raise NotFoundError(f"no Ray cluster is running here; {HOW_TO_START}")
-    # Ray Train's actors ask the dashboard who is alive. Not told where, they ask the last cluster
-    # that this machine had, and if that was killed, wait for it ten seconds and more.
-    if address is None:
-        dashboard_port = free_port()
-        where = {"RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{dashboard_port}"}
-    else:
-        where = {"RAY_ADDRESS": address}
+    where = {} if address is None else {"RAY_ADDRESS": address}
     options: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": False,
@@ -191,8 +185,8 @@ def connect(
         options |= {
             "address": "local",
             "num_cpus": num_cpus,
-            "include_dashboard": True,
-            "dashboard_port": dashboard_port,
+            # Ten processes, whose start takes as long as a short run.
+            "include_dashboard": False,
             "_node_ip_address": LOOPBACK,
         }
     else:

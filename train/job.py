@@ -295,34 +295,39 @@ def _fit_forwarding(
     crashes the process.
     """
     outcome: list[object] = []
+    # Not the thread's own end: Python 3.11 takes a thread for ended whose `join` was interrupted.
+    ended = threading.Event()
 
     def work() -> None:
         try:
             outcome.append(trainer.fit())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             outcome.append(error)
+        ended.set()
 
-    thread = threading.Thread(target=work, name="ray-train", daemon=True)
-    thread.start()
+    threading.Thread(target=work, name="ray-train", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(POLL_PERIOD_S)
-            try:
-                events: list[Event] = ray.get(board.take.remote(), timeout=30)
-            except ray.exceptions.RayError:
-                # The board was killed and is being restarted; what it held is lost.
-                continue
-            if events:
-                on_events(events)
+        while not ended.wait(POLL_PERIOD_S):
+            _forward(board, on_events)
+        _forward(board, on_events)
     except BaseException:
         give_up = time.monotonic() + STOP_TIMEOUT_S
-        while thread.is_alive() and time.monotonic() < give_up:
+        while not ended.wait(POLL_PERIOD_S) and time.monotonic() < give_up:
             trainer.stop()
-            thread.join(POLL_PERIOD_S)
         raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
+
+
+def _forward(board: Any, on_events: Callable[[list[Event]], None]) -> None:
+    try:
+        events: list[Event] = ray.get(board.take.remote(), timeout=30)
+    except ray.exceptions.RayError:
+        # The board was killed and is being restarted; what it held is lost.
+        return
+    if events:
+        on_events(events)
 
 
 def _explain_failures(error: ray_train.WorkerGroupError, allowed: int) -> str:

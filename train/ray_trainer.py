@@ -1,23 +1,30 @@
 """Ray's trainer, less what a run of ours has no use for, and the environment of its workers."""
 
+import asyncio
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
-from ray._raylet import RAY_NODE_ID_KEY
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
 from ray.train.v2._internal.constants import (
+    ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR,
     ENABLE_PREEMPTION_WATCHER_ENV_VAR,
-    get_env_vars_to_propagate,
 )
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.logging import LoggingManager
 from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from cluster.errors import TrainingError
 
 # PyTorch then lays large CPU tensors into pages of 2 MiB, where the kernel has some: steps of
 # airbench's network took a tenth less. It is read when a process first imports torch.
@@ -28,13 +35,14 @@ class LeanTrainer(TorchTrainer):
     """Ray's trainer without the processes that a run of ours has no use for.
 
     Each would take seconds of a CPU at the very time when the workers load, and a hundredth of one
-    ever after. Workers read their data themselves, so there are no Ray datasets to be shared out. A
-    placement group outlives its controller only until the command's end. Machines that say when
-    they will go find a checkpoint that is seconds old. And a fixed number of workers is asked for
-    by its placement group, which the autoscaler sees.
+    ever after. The controller is in this process, which no run of ours outlives: a worker's end
+    comes with that of who started it. Workers read their data themselves, so there are no Ray
+    datasets to be shared out. A placement group outlives its controller only until the command's
+    end. Machines that say when they will go find a checkpoint that is seconds old. And a fixed
+    number of workers is asked for by its placement group, which the autoscaler sees.
     """
 
-    _controller: Any = None
+    _controller: "_Controller | None" = None
 
     def stop(self) -> None:
         """End the run from another thread than the one that is in :meth:`fit`, which then raises.
@@ -42,22 +50,17 @@ class LeanTrainer(TorchTrainer):
         Without effect before the run has begun.
         """
         if self._controller is not None:
-            ray.kill(self._controller)
+            self._controller.stop()
 
     def _initialize_and_run_controller(self, **values: Any) -> Any:
-        # Ray's own keeps the controller to itself.
-        here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        # It is an async actor that waits for others in plain calls, and would warn of each.
-        lean = {
-            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: "0",
-            ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0",
-        }
-        environment = {"env_vars": {**lean, **get_env_vars_to_propagate()}}
+        os.environ.setdefault(ENABLE_PREEMPTION_WATCHER_ENV_VAR, "0")
+        # It would replace the handlers of all of this process's loggers.
+        os.environ[ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR] = "0"
         values["scaling_policy"] = self._scaling_policy()
-        kind = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)(TrainController)
-        self._controller = kind.remote(**values)
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
+        with _log_in_session_folder(str(self.run_config.name)):
+            self._controller = _Controller(**values)
+            asyncio.run(self._controller.run())  # type: ignore[no-untyped-call]
+            return self._controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -66,6 +69,78 @@ class LeanTrainer(TorchTrainer):
 
     def _scaling_policy(self) -> ScalingPolicy:
         return _FixedPolicy(self.scaling_config)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _log_in_session_folder(name: str) -> Iterator[None]:
+    """Keep the controller's log beside those of its workers, in Ray's session folder."""
+    logger = logging.getLogger("ray.train")
+    saved = logger.handlers, logger.level, logger.propagate
+    folder = LoggingManager.get_log_directory()
+    assert folder is not None, "there is no connection to Ray"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(Path(folder, f"controller-{name}.log"), delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        handler.close()
+        logger.handlers, level, logger.propagate = saved
+        logger.setLevel(level)
+
+
+class _Controller(TrainController):
+    """Ray's controller, in a thread of the driver, which another one may stop."""
+
+    def __init__(self, **values: Any) -> None:
+        self._stopped = False
+        self._room: Any = None
+        controller = self
+
+        class Workers(_Workers):
+            def _create_placement_group(self, *arguments: Any) -> Any:
+                controller._room = super()._create_placement_group(*arguments)
+                return controller._room
+
+        self.worker_group_cls = Workers
+        super().__init__(**values)
+
+    def stop(self) -> None:
+        """Take the workers' room away, by which they end, and any wait for one of them."""
+        self._stopped = True
+        if self._room is not None:
+            self._room.shutdown()
+
+    async def _run_control_loop_iteration(self) -> None:
+        if self._stopped:
+            raise TrainingError("the run was stopped")
+        await super()._run_control_loop_iteration()  # type: ignore[no-untyped-call]
+
+
+class _Workers(WorkerGroup):
+    """Ray's group of workers, whose controller is no actor."""
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        # As Ray's own, but for the handle of the controller: it is for checkpoints of Ray's.
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=sync_actor,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[rank] for name, values in train_context_args.items()},
+                )
+                for rank, worker in enumerate(workers)
+            ]
+        )
+        self._decorate_worker_log_file_paths(workers)
 
 
 class _FixedPolicy(FixedScalingPolicy):

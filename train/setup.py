@@ -24,7 +24,7 @@ from train.models.recomputing import checkpoint_activations
 from train.models.scaling import base_model
 from train.models.whitening import initialize_from_data
 from train.models.winograd import use_winograd
-from train.optim.build import build_optimizer, optimizer_parts
+from train.optim.build import optimizer_parts
 from train.state import TrainingState
 
 _TRIED_IMAGES = 2
@@ -96,7 +96,7 @@ def set_up(config: TrainConfig, dataset: Dataset, comm: Comm, device: torch.devi
     return Setup(
         config=config,
         state=TrainingState(
-            config, classifier, _build_optimizer(config, classifier, dataset.meta), device
+            config, classifier, _optimizer_maker(config, classifier, dataset.meta), device
         ),
         loader=TrainLoader(
             train,
@@ -179,19 +179,23 @@ def choose_gradients(setup: Setup, comm: Comm) -> Gradients:
     return Averaged(setup.model, comm, setup.config.hardware, setup.parts, images)
 
 
-def _build_optimizer(
+def _optimizer_maker(
     config: TrainConfig, classifier: Classifier, meta: DatasetMeta
-) -> torch.optim.Optimizer:
+) -> Callable[[], torch.optim.Optimizer]:
     base = None
     if config.lr_scale == "width" and (narrow := base_model(config.model)) is not None:
         base = build_classifier(config.model_copy(update={"model": narrow}), meta).net
-    if config.hardware.shard_optimizer:
-        # FSDP and sympy come with it, which every worker would load at its start.
-        from torch.distributed.optim import ZeroRedundancyOptimizer
+    parts = optimizer_parts(config, classifier.net, base=base)
 
-        parts = optimizer_parts(config, classifier.net, base=base)
-        return ZeroRedundancyOptimizer(parts.groups, parts.kind, **parts.settings)
-    return build_optimizer(config, classifier.net, base=base)
+    def make() -> torch.optim.Optimizer:
+        if config.hardware.shard_optimizer:
+            # FSDP and sympy come with it, which every worker would load at its start.
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+
+            return ZeroRedundancyOptimizer(parts.groups, parts.kind, **parts.settings)
+        return parts.kind(parts.groups, **parts.settings)
+
+    return make
 
 
 def _autocast(

@@ -1,9 +1,10 @@
 """Everything that a training step changes, and how it becomes a checkpoint and comes back."""
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class TrainingState:
     Args:
         config: of the run.
         classifier: what is trained.
-        optimizer: of its parameters.
+        make_optimizer: of its parameters, when it is first asked for.
         device: where it is.
     """
 
@@ -31,14 +32,14 @@ class TrainingState:
         self,
         config: TrainConfig,
         classifier: Classifier,
-        optimizer: torch.optim.Optimizer,
+        make_optimizer: Callable[[], torch.optim.Optimizer],
         device: torch.device,
     ) -> None:
         self._seed = config.seed
         self._sharded = config.hardware.shard_optimizer
         self._signature = model_signature(classifier.net)
         self.classifier = classifier
-        self.optimizer = optimizer
+        self._make_optimizer = make_optimizer
         self.ema = Ema(classifier.net, config.ema) if config.ema is not None else None
         scaled = config.hardware.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type) if scaled else None
@@ -47,6 +48,11 @@ class TrainingState:
         self.memory_format: MemoryFormat | None = None
         self.step = 0
         self.history: list[dict[str, float]] = []
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made by who trains: PyTorch loads its compiler for the first one, which takes seconds."""
+        return self._make_optimizer()
 
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[None]:

@@ -21,7 +21,8 @@ from typing import IO
 MODULES = ("train", "serve", "cluster")
 # What commands need besides; none of it starts a thread that a fork would lack.
 _IMPORTS = (
-    *("ray.train", "ray.serve", "torch", "torchvision", "mlflow", "train.fit", "train.job"),
+    *("ray.train", "ray.serve", "torch", "torch._dynamo", "torchvision", "mlflow"),
+    *("train.fit", "train.job"),
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("train.commands", "train.data_commands", "train.model_commands", "serve.deployment"),
     *(f"{module}.__main__" for module in MODULES),
