@@ -1,6 +1,7 @@
 """The Ray Train adapter: it starts the workers, and hands them the loop, which knows no Ray."""
 
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -24,13 +25,13 @@ from cluster.errors import DataError, RaybridgeError, ResourceError, TrainingErr
 from cluster.events import Event
 from cluster.session import Session, current
 from cluster.store import Store
-from train.board import BoardSink, start_board
 from train.comm import choose_comm, take_interface
 from train.config import TrainConfig
 from train.elastic import ElasticTrainer
 from train.hardware import MemoryFormat
 from train.loop import Trainer
-from train.ray_trainer import LeanTrainer, worker_environment
+from train.outbox import OUTBOX
+from train.ray_trainer import LeanTrainer, find_data_error, worker_environment
 from train.runs import Run
 from train.weights import weights_sha256
 
@@ -69,8 +70,6 @@ class WorkerJob:
     store: str
     """Address of the store that holds both, which each worker opens on its own machine."""
     threads: int
-    board: Any
-    """Handle of the :class:`train.board.EventBoard`."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,8 @@ def train_on_ray(
     # Read by Ray's controller, which polls its workers at this period (two seconds by default).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_TIMEOUT_S))
-    board = start_board()
     threads = 1 if config.exact is not None else placement.cpus
-    job = WorkerJob(config, dataset.reference, run.name, store.address, threads, board)
+    job = WorkerJob(config, dataset.reference, run.name, store.address, threads)
     elastic = placement.fewest < placement.workers
     trainer = (ElasticTrainer if elastic else LeanTrainer)(
         _work,
@@ -193,11 +191,10 @@ def train_on_ray(
         ),
     )
     try:
-        result = _fit_forwarding(trainer, board, on_events)
+        result = _fit_forwarding(trainer, on_events)
     except ray_train.WorkerGroupError as error:
-        reported: DataError | None = ray.get(board.problem.remote())
-        if reported is not None:
-            raise reported from None
+        if (data_error := find_data_error(error)) is not None:
+            raise data_error from None
         raise TrainingError(_explain_failures(error, config.resources.max_failures)) from None
     except ray_train.TrainingFailedError as error:
         reason = _no_room(placement) or _last_line(error)
@@ -238,16 +235,13 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     store = Store.open(job.store)
     run = Run(store.folder(f"runs/{job.run}"))
     comm = choose_comm()
-    reported: DataError | None = ray.get(job.board.problem.remote())
-    if reported is not None:
-        return reported
     device = ray_train_torch.get_device()
     trainer: Trainer | None = None
     problem: UserError | None = None
     try:
         dataset = Dataset.find(store, job.dataset)
         config = run.localize(job.config)
-        trainer = Trainer(config, dataset, comm, device, run.checkpoints, BoardSink(job.board))
+        trainer = Trainer(config, dataset, comm, device, run.checkpoints, OUTBOX)
     except UserError as error:
         problem = error
     # One worker's problem ends all of them: alone, the others would wait for it.
@@ -258,13 +252,10 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
         state = trainer.run()
         val = trainer.predict(dataset.split("val"))
         test = trainer.predict(dataset.split("test"))
-    except DataError as error:
-        # Of one worker's share of the images: the others wait for it in the middle of a step. Its
-        # end makes Ray end them too; those that it starts in their place find this on the board.
-        if comm.world > 1:
-            ray.get(job.board.report.remote(error))
-            raise
-        return error
+    except DataError:
+        # Of this worker's share of the images: the others wait for it in the middle of a step. Its
+        # end makes Ray end them too.
+        raise
     except (UserError, TrainingError) as error:
         # Returned, not raised: Ray would start the workers again, to the same end.
         return error
@@ -284,9 +275,7 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     )
 
 
-def _fit_forwarding(
-    trainer: LeanTrainer, board: Any, on_events: Callable[[list[Event]], None]
-) -> object:
+def _fit_forwarding(trainer: LeanTrainer, on_events: Callable[[list[Event]], None]) -> object:
     """Run ``trainer.fit()`` and hand over events while it works, and the rest of them at its end.
 
     It works in a thread: in the main one Ray would take Ctrl-C for itself, and end the process
@@ -307,9 +296,12 @@ def _fit_forwarding(
 
     threading.Thread(target=work, name="ray-train", daemon=True).start()
     try:
-        while not ended.wait(POLL_PERIOD_S):
-            _forward(board, on_events)
-        _forward(board, on_events)
+        while not ended.is_set() or not trainer.events.empty():
+            try:
+                events = trainer.events.get(timeout=POLL_PERIOD_S)
+            except queue.Empty:
+                continue
+            on_events(events)
     except BaseException:
         give_up = time.monotonic() + STOP_TIMEOUT_S
         while not ended.wait(POLL_PERIOD_S) and time.monotonic() < give_up:
@@ -318,16 +310,6 @@ def _fit_forwarding(
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
-
-
-def _forward(board: Any, on_events: Callable[[list[Event]], None]) -> None:
-    try:
-        events: list[Event] = ray.get(board.take.remote(), timeout=30)
-    except ray.exceptions.RayError:
-        # The board was killed and is being restarted; what it held is lost.
-        return
-    if events:
-        on_events(events)
 
 
 def _explain_failures(error: ray_train.WorkerGroupError, allowed: int) -> str:

@@ -132,7 +132,11 @@ class Trainer:
         for note in self._setup.notes:
             self._emit("note", text=note)
         self._emit(
-            "start", step=self.state.step, total_steps=self.clock.total_steps, workers=workers
+            "start",
+            step=self.state.step,
+            total_steps=self.clock.total_steps,
+            workers=workers,
+            history=list(self.state.history),
         )
         self._began = time.monotonic()
         self._first_step = self.state.step

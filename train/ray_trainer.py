@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import queue
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,24 @@ from ray.train.v2._internal.constants import (
 )
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import (
+    DefaultFailurePolicy,
+    FailureDecision,
+)
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import (
+    RayTrainWorker,
+    WorkerGroup,
+    WorkerGroupPollStatus,
+    WorkerStatus,
+)
 from ray.train.v2._internal.logging import LoggingManager
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from cluster.errors import TrainingError
+from cluster.errors import DataError, TrainingError
+from cluster.events import Event
+from train.outbox import OUTBOX
 
 # PyTorch then lays large CPU tensors into pages of 2 MiB, where the kernel has some: steps of
 # airbench's network took a tenth less. It is read when a process first imports torch.
@@ -42,7 +56,11 @@ class LeanTrainer(TorchTrainer):
     number of workers is asked for by its placement group, which the autoscaler sees.
     """
 
-    _controller: "_Controller | None" = None
+    def __init__(self, *arguments: Any, **values: Any) -> None:
+        super().__init__(*arguments, **values)
+        self.events: queue.SimpleQueue[list[Event]] = queue.SimpleQueue()
+        """What workers have told, in order; nothing is added once :meth:`fit` has ended."""
+        self._controller: _Controller | None = None
 
     def stop(self) -> None:
         """End the run from another thread than the one that is in :meth:`fit`, which then raises.
@@ -57,8 +75,9 @@ class LeanTrainer(TorchTrainer):
         # It would replace the handlers of all of this process's loggers.
         os.environ[ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR] = "0"
         values["scaling_policy"] = self._scaling_policy()
+        values["failure_policy"] = _FailurePolicy(self.run_config.failure_config)  # type: ignore[arg-type]
         with _log_in_session_folder(str(self.run_config.name)):
-            self._controller = _Controller(**values)
+            self._controller = _Controller(self.events, **values)
             asyncio.run(self._controller.run())  # type: ignore[no-untyped-call]
             return self._controller.get_result()
 
@@ -94,7 +113,7 @@ def _log_in_session_folder(name: str) -> Iterator[None]:
 class _Controller(TrainController):
     """Ray's controller, in a thread of the driver, which another one may stop."""
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, events: "queue.SimpleQueue[list[Event]]", **values: Any) -> None:
         self._stopped = False
         self._room: Any = None
         controller = self
@@ -103,6 +122,13 @@ class _Controller(TrainController):
             def _create_placement_group(self, *arguments: Any) -> Any:
                 controller._room = super()._create_placement_group(*arguments)
                 return controller._room
+
+            def poll_status(self, timeout: float | None = None) -> WorkerGroupPollStatus:
+                status = super().poll_status(timeout)
+                for worker in status.worker_statuses.values():
+                    if isinstance(worker, _Status) and worker.events:
+                        events.put(worker.events)
+                return status
 
         self.worker_group_cls = Workers
         super().__init__(**values)
@@ -119,8 +145,24 @@ class _Controller(TrainController):
         await super()._run_control_loop_iteration()  # type: ignore[no-untyped-call]
 
 
+@dataclass
+class _Status(WorkerStatus):
+    """How a worker is, and what it has told since it was last asked."""
+
+    events: list[Event] = field(default_factory=list)
+
+
+class _Worker(RayTrainWorker):
+    def poll_status(self) -> _Status:
+        """Ray's status first: at its end, a worker has told everything."""
+        status = super().poll_status()
+        return _Status(**vars(status), events=OUTBOX.take())
+
+
 class _Workers(WorkerGroup):
     """Ray's group of workers, whose controller is no actor."""
+
+    _worker_cls = _Worker
 
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
@@ -141,6 +183,21 @@ class _Workers(WorkerGroup):
             ]
         )
         self._decorate_worker_log_file_paths(workers)
+
+
+class _FailurePolicy(DefaultFailurePolicy):
+    """Ray's policy, which does not start workers anew to find the same data damaged."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        if find_data_error(training_failed_error) is not None:
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+def find_data_error(error: TrainingFailedError) -> DataError | None:
+    """What was wrong with the data, if it is that by which workers failed."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return next((cause for cause in failures if isinstance(cause, DataError)), None)
 
 
 class _FixedPolicy(FixedScalingPolicy):

@@ -1,9 +1,9 @@
 """What the driver does with what the workers tell: it keeps it, counts it, and passes it on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cluster.errors import RaybridgeError
-from cluster.events import Event, append_events
+from cluster.events import Event, append_events, make_event
 from cluster.tracking import RunLog
 from train.runs import Run
 from train.tensorboard import TensorBoardLog
@@ -38,9 +38,11 @@ class Watch:
         run.path.mkdir(parents=True, exist_ok=True)
         if run.folder.has(run.events_file.name):
             run.folder.pull(run.events_file.name)  # Which another host may have written to.
+        self._told_step = max((int(event["step"]) for event in run.events("epoch")), default=0)
 
     def __call__(self, events: list[Event]) -> None:
         """Take the next events, in order."""
+        events = list(self._completed(events))
         append_events(self._run.events_file, events)
         for event in events:
             self._board.write(event)
@@ -53,6 +55,21 @@ class Watch:
                 self._log.metrics(values, int(event["step"]))
                 self._push_events()
             self._listener(event)
+
+    def _completed(self, events: list[Event]) -> Iterator[Event]:
+        """With the epochs of which a worker, or a driver, was killed before it could tell.
+
+        Workers that go on begin with the history of their checkpoint.
+        """
+        for event in events:
+            if event["kind"] == "start":
+                for entry in event.pop("history"):
+                    if entry["step"] > self._told_step:
+                        self._told_step = int(entry["step"])
+                        yield make_event("epoch", entry)
+            elif event["kind"] == "epoch":
+                self._told_step = max(self._told_step, int(event["step"]))
+            yield event
 
     def close(self) -> None:
         """Let other hosts see all of it."""
