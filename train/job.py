@@ -27,6 +27,7 @@ from cluster.session import Session, current
 from cluster.store import Store
 from train.comm import choose_comm, take_interface
 from train.config import TrainConfig
+from train.eager import leave_compiler_out
 from train.elastic import ElasticTrainer
 from train.hardware import MemoryFormat
 from train.loop import Trainer
@@ -232,6 +233,8 @@ def _work(values: dict[str, Any]) -> WorkerResult | RaybridgeError | None:
     """One worker. Ray keeps the value that worker 0 returns."""
     job: WorkerJob = values["job"]
     torch.set_num_threads(job.threads)
+    if not job.config.hardware.compile:
+        leave_compiler_out()
     store = Store.open(job.store)
     run = Run(store.folder(f"runs/{job.run}"))
     comm = choose_comm()
