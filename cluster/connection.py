@@ -4,6 +4,7 @@ MLflow is slow to import (about two seconds), so it is imported when a connectio
 pay for it, workers and replicas never do.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import requests
 
+from cluster.atomic import locked
 from cluster.errors import UserError
 from cluster.settings import Settings
 from cluster.store import Store
@@ -75,16 +77,24 @@ class Connection:
 
             logging.getLogger("mlflow").setLevel(logging.WARNING)  # Importing it sets the level.
             self._error = MlflowException
-            self._client = MlflowClient(self.uri, registry_uri=self.uri)
+            with self._alone_on_file():
+                self._client = MlflowClient(self.uri, registry_uri=self.uri)
             self._find_experiment()
 
     @classmethod
     def existing(cls, settings: Settings) -> Self | None:
         """A connection for who only reads; None where it would be to a file that is not there."""
-        uri, _, _ = settings.tracking_uri.partition("?")
-        if uri.startswith(_LOCAL) and not Path(uri.removeprefix(_LOCAL)).exists():
+        file = _local_file(settings.tracking_uri)
+        if file is not None and not file.exists():
             return None
         return cls(settings)
+
+    def _alone_on_file(self) -> contextlib.AbstractContextManager[None]:
+        """Commands that start together would each make a new file's tables, and fail at it."""
+        file = _local_file(self.uri)
+        if file is None or not file.parent.is_dir():
+            return contextlib.nullcontext()
+        return locked(file.with_name(f".{file.name}.lock"))
 
     @property
     def uri(self) -> str:
@@ -112,6 +122,11 @@ class Connection:
             if found is None:
                 raise
             return found
+
+
+def _local_file(uri: str) -> Path | None:
+    """The SQLite file of an address, if it is one's."""
+    return Path(uri.partition("?")[0].removeprefix(_LOCAL)) if uri.startswith(_LOCAL) else None
 
 
 def is_missing(error: BaseException) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -236,3 +238,18 @@ def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
     settings = Settings(store=tmp_path, tracking_uri="http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
         Tracking(settings)
+
+
+@pytest.mark.program
+def test_commands_that_start_together_share_a_new_file(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/mlflow.db"
+    opening = (
+        "from pathlib import Path; from cluster.settings import Settings; "
+        "from cluster.tracking import Tracking; "
+        f"Tracking(Settings(store=Path({str(tmp_path)!r}), tracking_uri={address!r}))"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", opening], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0)] * 2
