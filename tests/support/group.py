@@ -16,6 +16,7 @@ from cluster.store import Folder
 from train.comm import choose_comm
 from train.config import TrainConfig
 from train.data.loader import Batch
+from train.eager import leave_compiler_out
 from train.loop import Trainer
 from train.meter import Meter
 from train.weights import weights_sha256
@@ -89,6 +90,7 @@ def _work(
     if workers > 1:
         store = f"file://{folder / 'rendezvous'}"
         dist.init_process_group("gloo", store, rank=rank, world_size=workers)
+    leave_compiler_out()
     trainer = Killed(config, Dataset.open(dataset), choose_comm(), CPU, Folder(folder), NullSink())
     trainer.stop_at = stop_at
     trainer.run()
