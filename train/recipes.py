@@ -80,7 +80,7 @@ def fashion_mnist_fast() -> TrainConfig:
 
 
 def fashion_mnist_best() -> TrainConfig:
-    """The network of airbench on Fashion-MNIST, with random erasing: more epochs."""
+    """Three quarters of airbench's widths, with random erasing: 95.1 %, see docs/benchmarks."""
     return _airbench(
         "fashion_mnist_best",
         "fashion-mnist",
