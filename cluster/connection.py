@@ -4,7 +4,6 @@ MLflow is slow to import (about two seconds), so it is imported when a connectio
 pay for it, workers and replicas never do.
 """
 
-import contextlib
 import functools
 import logging
 import os
@@ -15,7 +14,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import requests
 
-from cluster.atomic import locked
+from cluster.atomic import drafting, locked
 from cluster.errors import UserError
 from cluster.settings import Settings
 from cluster.store import Store
@@ -77,8 +76,10 @@ class Connection:
 
             logging.getLogger("mlflow").setLevel(logging.WARNING)  # Importing it sets the level.
             self._error = MlflowException
-            with self._alone_on_file():
-                self._client = MlflowClient(self.uri, registry_uri=self.uri)
+            file = _local_file(self.uri)
+            if file is not None and file.parent.is_dir() and not file.exists():
+                _make_file(file)
+            self._client = MlflowClient(self.uri, registry_uri=self.uri)
             self._find_experiment()
 
     @classmethod
@@ -88,13 +89,6 @@ class Connection:
         if file is not None and not file.exists():
             return None
         return cls(settings)
-
-    def _alone_on_file(self) -> contextlib.AbstractContextManager[None]:
-        """Commands that start together would each make a new file's tables, and fail at it."""
-        file = _local_file(self.uri)
-        if file is None or not file.parent.is_dir():
-            return contextlib.nullcontext()
-        return locked(file.with_name(f".{file.name}.lock"))
 
     @property
     def uri(self) -> str:
@@ -127,6 +121,22 @@ class Connection:
 def _local_file(uri: str) -> Path | None:
     """The SQLite file of an address, if it is one's."""
     return Path(uri.partition("?")[0].removeprefix(_LOCAL)) if uri.startswith(_LOCAL) else None
+
+
+def _make_file(file: Path) -> None:
+    """Have MLflow make its tables in a new file, which is seen once it has all of them.
+
+    Otherwise commands that start together would all make them, and fail at each other's; and an
+    interrupt would leave a file that no later command could finish.
+    """
+    from mlflow.tracking import MlflowClient
+
+    with locked(file.with_name(f".{file.name}.lock")):
+        if file.exists():
+            return
+        with drafting(file.parent, file.name) as draft:
+            MlflowClient(f"{_LOCAL}{draft / file.name}")
+            (draft / file.name).rename(file)
 
 
 def is_missing(error: BaseException) -> bool:

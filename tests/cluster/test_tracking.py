@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from cluster.tracking import CHALLENGER, CHAMPION, Tracking
 @pytest.fixture(scope="module")
 def module_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("tracking")
-    return Settings(store=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return settings_at(folder)
 
 
 @pytest.fixture(scope="module")
@@ -242,14 +243,30 @@ def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.program
 def test_commands_that_start_together_share_a_new_file(tmp_path: Path) -> None:
-    address = f"sqlite:///{tmp_path}/mlflow.db"
+    both = [open_elsewhere(tmp_path) for _ in range(2)]
+    assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0)] * 2
+
+
+@pytest.mark.program
+def test_a_command_killed_while_it_makes_the_file_is_in_nobodys_way(tmp_path: Path) -> None:
+    process = open_elsewhere(tmp_path)
+    while not list(tmp_path.glob(".mlflow.db.*/mlflow.db")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert Tracking(settings_at(tmp_path)).runs() == []
+
+
+def settings_at(folder: Path) -> Settings:
+    return Settings(store=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+
+
+def open_elsewhere(folder: Path) -> "subprocess.Popen[str]":
+    """Connect to MLflow in a process of its own."""
     opening = (
         "from pathlib import Path; from cluster.settings import Settings; "
-        "from cluster.tracking import Tracking; "
-        f"Tracking(Settings(store=Path({str(tmp_path)!r}), tracking_uri={address!r}))"
-    )
-    both = [
-        subprocess.Popen([sys.executable, "-c", opening], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0)] * 2
+        f"from cluster.tracking import Tracking; Tracking({settings_at(folder)!r})"
+    ).replace("PosixPath", "Path")
+    return subprocess.Popen([sys.executable, "-c", opening], stderr=subprocess.PIPE, text=True)
